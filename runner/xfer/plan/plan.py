@@ -1,0 +1,182 @@
+"""The Plan: a compiled recipe. What will happen, decided, as plain frozen data with no framework object in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from xfer.plan.model_map import Frozen, ModelMap
+from xfer.plan.preprocess import Preprocess
+
+FORMAT = 1  # rises when an older Plan can no longer be read
+
+
+class WeightsPlan(Frozen):
+    """Where the source's tensors come from. `location` is what the recipe named; `file` the absolute local path it means.
+
+    kind 'none' draws random weights from the seed; 'tag' is a provider's own tag (downloaded to `file` when absent);
+    'file' is any path, package file or URL; 'bundle' is an earlier run's model.
+    """
+
+    kind: Literal["none", "tag", "file", "bundle"]
+    location: str
+    file: str | None = None
+    url: str | None = None  # what a missing file would be downloaded from
+    match: Literal["name", "order"] = "name"
+    part: str | None = None
+    provider: str | None = None  # for messages: 'torchvision', 'timm'
+
+
+class SourcePlan(Frozen):
+    """The source model. `target` is the provider plugin's module:attribute, `name` the model's name within it."""
+
+    model: str
+    name: str
+    target: str
+    backend: Literal["torch", "tensorflow"]
+    weights: WeightsPlan
+    preprocess: Preprocess
+    trust: bool = False
+
+
+class DataPlan(Frozen):
+    """The target dataset and its splits. `counts` is images by split and class, `listing` a digest over names and labels:
+    a dataset that changed between plan and run is noticed by it."""
+
+    dataset: str
+    target: str  # the dataset plugin's module:attribute
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    images: int
+    counts: dict[str, dict[str, int]]
+    listing: str
+    val: float
+    test: float
+    split_seed: int
+    max_bad: float
+    batch_size: int
+    augment: dict[str, Any] | None = None  # None, or {'policy': …, 'views': …}
+
+
+class HeadPlan(Frozen):
+    """The new head: global average pooling where `at` is spatial, hidden layers with ReLU and dropout, a linear output."""
+
+    at: str  # the name of the cut that it reads
+    layout: str
+    inputs: int
+    hidden: tuple[int, ...]
+    dropout: float
+    outputs: int
+
+
+class OptimizerPlan(Frozen):
+    """One phase's optimizer, by torch's definitions (see DESIGN: decay coupled in sgd and adam, decoupled in adamw)."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "one_cycle", "plateau"]
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    average: float | None = None
+    norm_momentum: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+
+class UntilPlan(Frozen):
+    """Stop rule: no improvement of `metric` by `min_delta` for `patience` epochs, or `max_epochs`; the best weights are restored."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    patience: int
+    min_delta: float
+    max_epochs: int
+
+
+class InputPlan(Frozen):
+    """Where a phase starts. mode 'stored': rows at `cut` are computed once and read from the feature store; 'streamed': recomputed."""
+
+    cut: str
+    mode: Literal["stored", "streamed"]
+    reason: str
+    shape: tuple[int, ...]
+    dtype: Literal["uint8", "float32", "bfloat16", "float16"]
+    bytes: int  # what the store takes when complete
+    layout: str
+    after_phase: int | None = None  # the prefix's tensors are those that this earlier phase leaves; None: the source's own
+
+
+class PhasePlan(Frozen):
+    """One stretch of training with a fixed set of trainable groups."""
+
+    name: str
+    index: int
+    train: tuple[str, ...]  # group names, input end first, 'head' last
+    trainable: tuple[str, ...]  # tensor names: parameters that take gradients
+    frozen: tuple[str, ...]  # tensor names, buffers too, that must not change by one bit
+    epochs: int | None
+    until: UntilPlan | None
+    learning_rates: dict[str, float]  # per trainable group
+    norm: Literal["train", "frozen"]
+    optimizer: OptimizerPlan
+    optimizer_state: Literal["carry", "reset"]
+    reestimate_norm: bool
+    input: InputPlan
+    shuffle: Literal["full", "blocks"]
+    trainable_parameters: int
+
+    @property
+    def max_epochs(self) -> int:
+        return self.until.max_epochs if self.until else int(self.epochs or 0)
+
+
+class RuntimePlan(Frozen):
+    """How it is computed. `precision` is decided: never 'auto' here."""
+
+    device: str
+    precision: Literal["float32", "bfloat16", "float16"]
+    cache: str
+    cache_budget: int  # bytes
+    checkpoint: str
+    keep: int
+    extraction_batch: int  # the one padded batch shape of every frozen computation
+    shard_rows: int = 512
+
+
+class MethodPlan(Frozen):
+    """The transfer method, resolved. `options` are bound to the plugin's signature already."""
+
+    type: Literal["feature", "model", "knowledge", "domain"]
+    name: str
+    target: str
+    options: dict[str, Any]
+
+
+class Plan(Frozen):
+    """The compiled recipe; everything that acts only reads it."""
+
+    format: int = FORMAT
+    name: str
+    seed: int
+    backend: Literal["torch", "tensorflow"]
+    source: SourcePlan
+    model: ModelMap
+    data: DataPlan
+    method: MethodPlan
+    head: HeadPlan
+    phases: tuple[PhasePlan, ...]
+    runtime: RuntimePlan
+    never_trained: tuple[str, ...]
+    total_parameters: int
+    plugins: dict[str, str] = {}  # local plugin module name -> source text
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        return cls.model_validate_json(path.read_text())

@@ -1,0 +1,54 @@
+"""What a source plugin (a provider of models) has to offer. Plugins are classes without constructor arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from xfer.plan.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A provider's own weights: its canonical name, where it is downloaded from and the absolute path where it is looked for."""
+
+    name: str
+    url: str | None
+    file: str | None
+
+
+class Source(Protocol):
+    """A provider of models. Only `models`, `build`, `tags`, `tag` and `preprocess` may import the framework, inside the method."""
+
+    backend: str  # 'torch' or 'tensorflow'
+    provider: str  # for messages: 'torchvision'
+
+    def library(self) -> str:
+        """Name and version, e.g. 'torchvision 0.29.1', without importing it; raises MissingExtraError."""
+        ...
+
+    def models(self) -> list[str]:
+        """All model names, sorted."""
+        ...
+
+    def build(self, name: str, *, pretrained: bool) -> Any:
+        """The network with its own classifier and without auxiliary heads, weights not loaded, on the current device
+        context (so that a meta device allocates nothing). `pretrained` says that the provider's weights will be put in,
+        for networks that are built differently then."""
+        ...
+
+    def tags(self, name: str) -> list[str]:
+        """The weights the provider knows for a model, best first."""
+        ...
+
+    def tag(self, name: str, tag: str) -> Tag:
+        """One of them ('DEFAULT' is the best); raises WeightsError naming the tags there are."""
+        ...
+
+    def preprocess(self, name: str, tag: str | None) -> Preprocess:
+        """What the weights' metadata says; for tag None, the model's default."""
+        ...
+
+    def input_size(self, name: str) -> int:
+        """The native side in pixels."""
+        ...
