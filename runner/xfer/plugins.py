@@ -6,11 +6,14 @@ Built-in plugins are declared in pyproject.toml exactly as anyone else's are. Lo
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -29,14 +32,23 @@ class Plugin:
     distribution: str | None = None
 
 
-@lru_cache(maxsize=None)
+LOCAL_NAME = "xfer_plugins"  # what a local plugin file assigns: {"methods": {"mine": Mine}, "freezes": {...}}
+_local: dict[str, dict[str, Plugin]] = {group: {} for group in GROUPS}
+
+
 def registered(group: str) -> Mapping[str, Plugin]:
-    """All plugins of a group (`sources`, `datasets`, `methods`, `freezes`, `backends`) by name, sorted."""
+    """All plugins of a group (`sources`, `datasets`, `methods`, `freezes`, `backends`) by name, sorted, local ones too."""
+    return dict(sorted((installed(group) | _local[group]).items()))
+
+
+@cache
+def installed(group: str) -> dict[str, Plugin]:
+    """The plugins that installed distributions declare."""
     found = {}
     for point in entry_points(group=f"xfer.{group}"):
         distribution = point.dist.name if point.dist else None
         found[point.name] = Plugin(group, point.name, point.value, distribution)
-    return dict(sorted(found.items()))
+    return found
 
 
 def find(group: str, name: str) -> Plugin:
@@ -69,3 +81,29 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def load_local(source: str, *, stem: str) -> str:
+    """Load a plugin file that lies beside a recipe, under a module name made from its digest; returns that name.
+
+    Raises UsageError where the file can't be loaded or registers nothing.
+    """
+    digest = hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+    name = f"xfer_local_{digest}_{stem}"
+    if name not in sys.modules:
+        module = types.ModuleType(name)
+        sys.modules[name] = module
+        try:
+            exec(compile(source, f"{stem}.py", "exec"), module.__dict__)
+        except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+            del sys.modules[name]
+            raise UsageError(f"the plugin file {stem}.py can't be loaded: {type(error).__name__}: {error}") from error
+    declared = getattr(sys.modules[name], LOCAL_NAME, None)
+    if not isinstance(declared, dict) or not set(declared) <= set(GROUPS):
+        raise UsageError(
+            f"the plugin file {stem}.py must assign {LOCAL_NAME} = {{group: {{name: object}}}} with groups of {', '.join(GROUPS)}"
+        )
+    for group, members in declared.items():
+        for plugin, value in members.items():
+            _local[group][plugin] = Plugin(group, plugin, f"{name}:{value.__name__}")
+    return name

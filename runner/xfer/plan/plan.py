@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from xfer.plan.model_map import Frozen, ModelMap
+from xfer.plan.model_map import Frozen, ModelMap, Tensor
 from xfer.plan.preprocess import Preprocess
 
 FORMAT = 1  # rises when an older Plan can no longer be read
@@ -25,6 +25,7 @@ class WeightsPlan(Frozen):
     match: Literal["name", "order"] = "name"
     part: str | None = None
     provider: str | None = None  # for messages: 'torchvision', 'timm'
+    pretrained: bool = False  # of a bundle: its network was built as for the provider's own weights
 
 
 class SourcePlan(Frozen):
@@ -68,6 +69,21 @@ class HeadPlan(Frozen):
     dropout: float
     outputs: int
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The head's parameters under the names that every backend gives them.
+
+        >>> [t.name for t in HeadPlan(at="pooled", layout="vector", inputs=8, hidden=(4,), dropout=0.0, outputs=2).tensors]
+        ['head.hidden.0.weight', 'head.hidden.0.bias', 'head.output.weight', 'head.output.bias']
+        """
+        named = []
+        widths = (self.inputs, *self.hidden, self.outputs)
+        for index, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            layer = "head.output" if index == len(self.hidden) else f"head.hidden.{index}"
+            named.append(Tensor(name=f"{layer}.weight", shape=(n_out, n_in), kind="parameter"))
+            named.append(Tensor(name=f"{layer}.bias", shape=(n_out,), kind="parameter"))
+        return tuple(named)
+
 
 class OptimizerPlan(Frozen):
     """One phase's optimizer, by torch's definitions (see DESIGN: decay coupled in sgd and adam, decoupled in adamw)."""
@@ -107,6 +123,7 @@ class InputPlan(Frozen):
     dtype: Literal["uint8", "float32", "bfloat16", "float16"]
     bytes: int  # what the store takes when complete
     layout: str
+    pooled: bool = False  # a spatial cut's global average, where all that comes after it is the head
     after_phase: int | None = None  # the prefix's tensors are those that this earlier phase leaves; None: the source's own
 
 
@@ -169,6 +186,7 @@ class Plan(Frozen):
     method: MethodPlan
     head: HeadPlan
     phases: tuple[PhasePlan, ...]
+    baseline: InputPlan  # what the baseline probe reads: the source's own features where the head is put on
     runtime: RuntimePlan
     never_trained: tuple[str, ...]
     total_parameters: int

@@ -2,31 +2,148 @@
 
 Sections that later work needs are validated here already and refused only when run. Plugin options stand beside `dataset`,
 `method` and `policy` and are bound to the plugin's signature later, so those three models let unknown keys pass into `options`.
+
+Validation is strict (no text becomes a number), and every union picks its branch by the shape of what was written, so that one
+mistake is one fault. Rules of our own raise ValueError with the words a person reads, or `broken` to name the key beside.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
+from xfer.plugins import nearest
+from xfer.recipe.quantities import parse_bytes, parse_seconds
+
+LARGEST = 1_000_000_000  # of counts: more is a slip of the hand
+METRICS = ("accuracy", "macro_f1", "ece", "loss")
+DISTRIBUTIONS = ("uniform", "loguniform", "integer", "loginteger", "choice", "grid")
+PHASE_EPOCHS = 10
+LIST, MAPPING, SCALAR = "<list>", "<mapping>", "<scalar>"  # branches of a union, as they show up in pydantic's locations
+
+
+def _mapping_or_scalar(value: Any) -> str:
+    return MAPPING if isinstance(value, dict | BaseModel) else SCALAR
+
+
+def _list_or_scalar(value: Any) -> str:
+    return LIST if isinstance(value, list) else SCALAR
+
+
+def _list_or_mapping(value: Any) -> str:
+    return LIST if isinstance(value, list) else MAPPING
+
+
+def broken(key: str, message: str) -> PydanticCustomError:
+    """A rule over several keys is broken; the fault is placed at `key`."""
+    return PydanticCustomError("rule", "{message}", {"key": key, "message": message})
+
+
+def _sane(value: Any) -> Any:
+    if value > LARGEST:
+        raise ValueError(f"must be at most {LARGEST}, not {value}")
+    return value
+
+
+def _matching(pattern: str, words: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {words}, not '{value}'")
+        return value
+
+    return check
+
+
+def _per_channel(values: list[float]) -> list[float]:
+    if len(values) not in (1, 3):
+        raise ValueError(f"must have 1 or 3 numbers, one for each channel, not {len(values)}")
+    return values
+
+
+def _size(value: Any) -> Any:
+    parse_bytes(value)
+    return value
+
+
+def _interval(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError(f"must be at least 1 step, not {value}")
+    elif isinstance(value, str):
+        parse_seconds(value)
+    else:
+        raise ValueError(f"must be a duration such as '5min' or a whole number of steps, not {value!r}")
+    return value
+
+
+def _gpus(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+        raise ValueError(f"must be 'auto' or a number of at least 0, not {value!r}")
+    return value
+
+
+def _metric(value: str) -> str:
+    """What may choose: validation metrics and label-free scores, never the test split."""
+    split, _, name = value.partition(".")
+    if split == "test":
+        raise ValueError(f"'{value}' is of the test split, which may not choose anything; use 'val.{name or 'accuracy'}'")
+    if split == "score" and name:
+        return value
+    if split != "val" or name not in METRICS:
+        guess = nearest(value if split == "val" else f"val.{value}", [f"val.{metric}" for metric in METRICS])
+        known = ", ".join(f"val.{metric}" for metric in METRICS)
+        raise ValueError(f"'{value}' is not one of {known}, score.*" + (f"; did you mean '{guess}'?" if guess else ""))
+    return value
+
+
+def _phases_in_a_list(value: Any) -> Any:
+    if isinstance(value, dict) and "policy" not in value and {"train", "epochs", "until"} & set(value):
+        raise ValueError("a phase stands in a list: put '- ' before its first key")
+    if value is not None and not isinstance(value, list | dict | BaseModel):
+        policy = value if isinstance(value, str) else "gradual"
+        raise ValueError(f"must be a list of phases or a policy such as {{policy: {policy}}}, not {value!r}")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1), AfterValidator(_sane)]
+Natural = Annotated[int, Field(ge=0), AfterValidator(_sane)]
+Rate = Annotated[float, Field(gt=0), AfterValidator(_sane)]
+Weight = Annotated[float, Field(ge=0), AfterValidator(_sane)]
+Decay = Annotated[float, Field(gt=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Side = Annotated[int, Field(ge=8, le=4096)]
+Metric = Annotated[Text, AfterValidator(_metric), Field(examples=["val.accuracy"])]
+Name = Annotated[
+    Text,
+    Field(max_length=100),
+    AfterValidator(
+        _matching(r"[^\W_][\w .+-]*(?<! )", "a folder's name (letters, digits, '-', '_', '.', spaces inside; a letter or digit first)")
+    ),
+]
+Device = Annotated[Text, AfterValidator(_matching(r"auto|cpu|mps|(cuda|gpu)(:\d{1,3})?", "auto, cpu, mps, cuda or cuda:NUMBER"))]
+Model = Annotated[Text, Field(examples=["torchvision/resnet18"])]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "one_cycle", "plateau"]
+AugmentName = Literal["none", "standard", "trivial", "randaugment"]
 
 
 class Strict(BaseModel):
     """Frozen, and an unknown key is a fault."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True, protected_namespaces=())
 
 
 class WithOptions(Strict):
     """A plugin's options stand beside its name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -36,11 +153,11 @@ class WithOptions(Strict):
 class Preprocessing(Strict):
     """Overrides of what the weights' metadata says."""
 
-    resize: Positive | None = None
-    crop: Positive | None = None
+    resize: Side | None = None
+    crop: Side | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
-    mean: list[float] | None = None
-    std: list[Rate] | None = None
+    mean: Annotated[list[float], AfterValidator(_per_channel)] | None = None
+    std: Annotated[list[Rate], AfterValidator(_per_channel)] | None = None
     range: Literal["0..1", "0..255", "-1..1"] | None = None
     channels: Literal["rgb", "bgr"] | None = None
 
@@ -48,9 +165,12 @@ class Preprocessing(Strict):
 class Weights(Strict):
     """Weights in a file that is not the provider's own."""
 
-    path: str
+    path: Annotated[Text, Field(examples=["weights/model.safetensors"])]
     match: Literal["name", "order"] = "name"
-    part: str | None = None
+    part: Text | None = None
+
+
+WeightsField = Annotated[Annotated[Text, Tag(SCALAR)] | Annotated[Weights, Tag(MAPPING)], Discriminator(_mapping_or_scalar)]
 
 
 class Splits(Strict):
@@ -58,33 +178,39 @@ class Splits(Strict):
 
     val: Fraction = 0.1
     test: Fraction = 0.2
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def leave_some_to_train_on(self) -> Splits:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val {self.val:g} and test {self.test:g} leave no images to train on; together they must be below 1")
+        return self
 
 
 class Augment(Strict):
     """Random augmentation; `views` stores that many augmented views beside a clean one."""
 
-    policy: Literal["none", "standard", "trivial", "randaugment"] = "standard"
+    policy: AugmentName = "standard"
     views: Positive | None = None
 
 
 class Target(WithOptions):
     """The task we care about: a dataset plugin's name, its options, and how images are cut up."""
 
-    dataset: str
-    splits: Splits = Splits()
-    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    dataset: Annotated[Text, Field(examples=["folder"])]
+    splits: Splits = Field(default_factory=Splits)
+    image_size: Side | None = None
     batch_size: Positive = 32
-    augment: Literal["none", "standard", "trivial", "randaugment"] | Augment = "none"
-    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    augment: Annotated[Annotated[AugmentName, Tag(SCALAR)] | Annotated[Augment, Tag(MAPPING)], Discriminator(_mapping_or_scalar)] = "none"
+    max_bad: Share = 0.01
 
 
 class Source(Strict):
     """Where knowledge comes from."""
 
-    model: str
-    weights: str | Weights | None = "DEFAULT"
-    preprocess: Preprocessing = Preprocessing()
+    model: Model
+    weights: WeightsField | None = "DEFAULT"
+    preprocess: Preprocessing = Field(default_factory=Preprocessing)
     trust: bool = False
     domains: dict[str, Target] | None = None
 
@@ -92,16 +218,16 @@ class Source(Strict):
 class Student(Strict):
     """The network that learns from the source."""
 
-    model: str
-    weights: str | Weights | None = "DEFAULT"
+    model: Model
+    weights: WeightsField | None = "DEFAULT"
 
 
 class Transfer(WithOptions):
     """The kind of transfer; `method` picks within the type."""
 
-    type: Literal["feature", "model", "knowledge", "domain"]
-    method: str | None = None
-    at: str | None = None
+    type: Annotated[Literal["feature", "model", "knowledge", "domain"], Field(examples=["feature"])]
+    method: Text | None = None
+    at: Text | None = None
     student: Student | None = None
 
 
@@ -115,9 +241,9 @@ class Head(Strict):
 class Until(Strict):
     """Stop rule of a phase; the best weights are restored."""
 
-    metric: str = "val.accuracy"
+    metric: Metric = "val.accuracy"
     patience: Positive = 5
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Weight = 0.0
     max_epochs: Positive = 100
 
 
@@ -125,40 +251,60 @@ class OptimizerFields(Strict):
     """What a phase may override."""
 
     lr: Rate | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Fraction | None = None
+    weight_decay: Weight | None = None
     schedule: Schedule | None = None
-    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    warmup_epochs: Weight | None = None
     clip_norm: Rate | None = None
     label_smoothing: Fraction | None = None
     class_weights: Literal["none", "balanced"] | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    average: Decay | None = None
+    norm_momentum: Factor | None = None
 
 
 class Phase(OptimizerFields):
-    """One phase: what trains, and for how long."""
+    """One phase: what trains, and for how long (10 epochs where nothing is said)."""
 
-    train: str | list[str]
+    train: Annotated[
+        Annotated[Text, Tag(SCALAR)] | Annotated[list[Text], Field(min_length=1), Tag(LIST)],
+        Discriminator(_list_or_scalar),
+        Field(examples=["head"]),
+    ]
     epochs: Positive | None = None
     until: Until | None = None
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    layer_decay: Factor | None = None
     norm: Literal["train", "frozen"] = "train"
     optimizer: OptimizerName | None = None
     optimizer_state: Literal["carry", "reset"] = "carry"
     reestimate_norm: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def default_length(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("epochs") is None and data.get("until") is None:
+            return {**data, "epochs": PHASE_EPOCHS}
+        return data
+
     @model_validator(mode="after")
     def one_length(self) -> Phase:
         if self.epochs is not None and self.until is not None:
-            raise ValueError("'epochs' beside 'until': one of them says how long the phase is; give until.max_epochs instead")
+            raise broken(
+                "epochs", "stands beside 'until', and only one of them can say how long the phase is; for a limit write until.max_epochs"
+            )
         return self
 
 
 class Policy(WithOptions):
     """A freeze policy plugin and its options."""
 
-    policy: str
+    policy: Annotated[Text, Field(examples=["gradual"])]
+
+
+Freeze = Annotated[
+    Annotated[list[Phase], Field(min_length=1), Tag(LIST)] | Annotated[Policy, Tag(MAPPING)],
+    Discriminator(_list_or_mapping),
+    BeforeValidator(_phases_in_a_list),
+]
 
 
 class Optimizer(Strict):
@@ -166,25 +312,25 @@ class Optimizer(Strict):
 
     name: OptimizerName = "adamw"
     lr: Rate = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Fraction = 0.9
+    weight_decay: Weight = 0.0
     schedule: Schedule = "constant"
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Weight = 0.0
     clip_norm: Rate | None = None
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    average: Decay | None = None
+    norm_momentum: Factor | None = None
 
 
 class Runtime(Strict):
-    """How it is computed."""
+    """How it is computed. `checkpoint` is a duration, or a number of steps."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    cache: str = "~/.cache/xfer"
-    cache_budget: str | Positive = "50GB"
-    checkpoint: str | Positive = "5min"
+    device: Device = "auto"
+    cache: Text = "~/.cache/xfer"
+    cache_budget: Annotated[str | int, BeforeValidator(_size)] = "50GB"
+    checkpoint: Annotated[str | int, BeforeValidator(_interval)] = "5min"
     keep: Positive = 2
 
 
@@ -194,15 +340,21 @@ class Workers(Strict):
     min: Positive
     max: Positive
 
+    @model_validator(mode="after")
+    def in_order(self) -> Workers:
+        if self.max < self.min:
+            raise broken("max", f"must be at least min, which is {self.min}, not {self.max}")
+        return self
+
 
 class Cluster(Strict):
     """Only if the run is to be spread."""
 
-    workers: Positive | Workers = 1
-    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    address: str | None = None
-    storage: str | None = None
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    workers: Annotated[Annotated[Positive, Tag(SCALAR)] | Annotated[Workers, Tag(MAPPING)], Discriminator(_mapping_or_scalar)] = 1
+    gpus_per_worker: Annotated[Literal["auto"] | float, BeforeValidator(_gpus)] = "auto"
+    address: Text | None = None
+    storage: Text | None = None
+    max_failures: Natural = 3
 
 
 class Budget(Strict):
@@ -212,32 +364,66 @@ class Budget(Strict):
     trials: Positive | None = None
 
 
+class Named(WithOptions):
+    """A searcher or scheduler with options beside its name."""
+
+    name: Annotated[Text, Field(examples=["optuna"])]
+
+
+NamedField = Annotated[Annotated[Text, Tag(SCALAR)] | Annotated[Named, Tag(MAPPING)], Discriminator(_mapping_or_scalar)]
+
+
+class Space(Strict):
+    """What one key may be in a sweep: one distribution. `when` limits it to trials where other keys have those values."""
+
+    uniform: list[float] | None = None
+    loguniform: list[float] | None = None
+    integer: list[int] | None = None
+    loginteger: list[int] | None = None
+    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    grid: Annotated[list[Any], Field(min_length=1)] | None = None
+    when: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def one_distribution(self) -> Space:
+        given = [name for name in DISTRIBUTIONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs one of {', '.join(DISTRIBUTIONS)}" + (f", not {' and '.join(given)} together" if given else ""))
+        name, values = given[0], getattr(self, given[0])
+        if name not in ("choice", "grid"):
+            if len(values) != 2 or values[0] >= values[1]:
+                raise broken(name, f"must be [low, high] with low below high, not {values}")
+            if name.startswith("log") and values[0] <= 0:
+                raise broken(name, f"low must be above 0 on a logarithmic scale, not {values[0]:g}")
+        return self
+
+
 class Sweep(Strict):
     """Only `xfer sweep` reads it."""
 
-    metric: str = "val.accuracy"
+    metric: Metric = "val.accuracy"
     mode: Literal["min", "max"] = "max"
     samples: Positive = 16
-    search: str | dict[str, Any] = "optuna"
-    scheduler: str | dict[str, Any] | None = None
+    search: NamedField = "optuna"
+    scheduler: NamedField | None = None
     seeds: Positive = 1
-    budget: Budget = Budget()
+    budget: Budget = Field(default_factory=Budget)
     purpose: Literal["choose", "compare"] = "choose"
-    space: dict[str, dict[str, Any]] = {}
+    space: dict[str, Space] = {}
 
 
 class Recipe(Strict):
     """A whole recipe. Required are source.model, target.dataset and transfer.type."""
 
-    name: str | None = None
+    name: Name | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     source: Source
     target: Target
     transfer: Transfer
-    head: Head = Head()
-    freeze: list[Phase] | Policy | None = None
-    optimizer: Optimizer = Optimizer()
-    runtime: Runtime = Runtime()
-    cluster: Cluster = Cluster()
+    head: Head = Field(default_factory=Head)
+    freeze: Freeze | None = None
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    runtime: Runtime = Field(default_factory=Runtime)
+    cluster: Cluster = Field(default_factory=Cluster)
     sweep: Sweep | None = None
-    plugins: list[str] = []
+    plugins: list[Text] = []

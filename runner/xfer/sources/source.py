@@ -49,6 +49,11 @@ class Source(Protocol):
         """What the weights' metadata says; for tag None, the model's default."""
         ...
 
+    def adapt(self, name: str, tensors: dict[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
+        """Tensors of the provider's own files by the names that its network has today, and in the shapes that it has for that
+        image size; others as they are."""
+        ...
+
     def input_size(self, name: str) -> int:
         """The native side in pixels."""
         ...

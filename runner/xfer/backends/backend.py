@@ -1,0 +1,117 @@
+"""What a backend has to offer: the same verbs on torch and on TensorFlow. The engine speaks only this, in numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xfer.plan.model_map import ModelMap
+from xfer.plan.plan import PhasePlan, Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data. `rows` are dataset rows (they key the randomness), `inputs` [n, *shape] at the phase's cut in the
+    stored dtype (bfloat16 as uint16), `labels` int64 [n]."""
+
+    rows: np.ndarray
+    inputs: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class StepRecord:
+    """What each step of an epoch gave, in order: kept per step, so that an epoch that was interrupted sums to the same number."""
+
+    losses: list[float] = field(default_factory=list)  # mean over the batch
+    correct: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        return float(np.dot(self.losses, self.counts) / max(1, sum(self.counts)))
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / max(1, sum(self.counts))
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where it is computed. `kind` goes into the store's key: 'cpu avx512_bf16', 'cuda sm90'."""
+
+    name: str
+    kind: str
+    fast_bfloat16: bool
+    threads: int
+
+
+class Network(Protocol):
+    """A built network with its head, on a device."""
+
+    def compute(self, inputs: np.ndarray, *, start: str, end: str, pooled: bool) -> np.ndarray:
+        """The frozen part from cut `start` to cut `end`, eval mode, no gradient: [n, *shape] in the plan's stored dtype.
+        n must always be the plan's extraction batch, so that stored and streamed rows are the same bits."""
+        ...
+
+    def signature(self, start: str, end: str) -> str:
+        """A digest of the graph (not the tensors) between two cuts."""
+        ...
+
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        """A digest of each tensor's bits."""
+        ...
+
+    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
+        """Set what trains, make the optimizer (carrying state where the phase says so)."""
+        ...
+
+    def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
+        """Train on the batches; `first_step` is the phase's step of the first one, `scale` multiplies all learning rates."""
+        ...
+
+    def logits(self, inputs: np.ndarray, *, start: str, pooled: bool) -> np.ndarray:
+        """Eval mode, from cut `start` through the head: float32 [n, classes]."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every tensor that a resume needs: those that may have changed, the head, and the optimizer's."""
+        ...
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None: ...
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Trained weights by name (those of `state` without the optimizer's), to keep the best of a phase."""
+        ...
+
+    def load_tensors(self, tensors: dict[str, np.ndarray]) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model's weights into a bundle's `model/`."""
+        ...
+
+
+class Backend(Protocol):
+    """Registered under xfer.backends; a class without constructor arguments."""
+
+    name: str
+
+    def versions(self) -> dict[str, str]: ...
+
+    def device(self, wanted: str) -> Device:
+        """The device that 'auto', 'cpu', 'cuda' or 'cuda:1' means here; raises UsageError where there is none."""
+        ...
+
+    def describe(self, source: Any, *, model: str, name: str, pretrained: bool, image_size: int) -> ModelMap: ...
+
+    def build(self, plan: Plan, *, threads: int | None = None) -> Network:
+        """The network with its weights and a fresh head; raises WeightsError."""
+        ...
+
+    def load(self, plan: Plan, folder: Path) -> Network:
+        """The network of a bundle's `model/` folder."""
+        ...

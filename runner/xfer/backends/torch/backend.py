@@ -1,0 +1,66 @@
+"""The torch backend: describes, builds and loads networks."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xfer import plugins
+from xfer.backends.backend import Device
+from xfer.backends.torch import allocator, hardware
+from xfer.backends.torch.blueprint import blueprint
+from xfer.backends.torch.describe import describe
+from xfer.backends.torch.network import WEIGHTS_FILE, TorchNetwork
+from xfer.plan.model_map import ModelMap
+from xfer.plan.plan import Plan, SourcePlan
+from xfer.sources.source import Source
+from xfer.sources.weights import load, read_tensors
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+class TorchBackend:
+    """Implements `xfer.backends.backend.Backend`."""
+
+    name = "torch"
+
+    def versions(self) -> dict[str, str]:
+        found = {}
+        for library in LIBRARIES:
+            try:
+                found[library] = version(library)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    def device(self, wanted: str) -> Device:
+        return hardware.find(wanted)
+
+    def describe(self, source: Source, *, model: str, name: str, pretrained: bool, image_size: int) -> ModelMap:
+        network = blueprint(lambda: source.build(name, pretrained=pretrained, image_size=image_size))
+        return describe(network, model=model, library=source.library(), input_size=source.input_size(name), image_size=image_size)
+
+    def build(self, plan: Plan, *, threads: int | None = None) -> TorchNetwork:
+        base = self._bare(plan.source, seed=plan.seed, threads=threads, image_size=plan.model.image_size)
+        if plan.source.weights.kind != "none":
+            base.load_state_dict(load(plan.source, model_map=plan.model, order=list(base.state_dict())), strict=False)
+        return TorchNetwork(plan, base, self.device(plan.runtime.device))
+
+    def load(self, plan: Plan, folder: Path) -> TorchNetwork:
+        network = TorchNetwork(
+            plan, self._bare(plan.source, seed=plan.seed, threads=None, image_size=plan.model.image_size), self.device(plan.runtime.device)
+        )
+        saved = read_tensors(folder / WEIGHTS_FILE)
+        network.load_tensors({name: value.numpy() for name, value in saved.items() if name in network.named})
+        return network
+
+    def _bare(self, source: SourcePlan, *, seed: int, threads: int | None, image_size: int) -> Any:
+        allocator.tune()
+        hardware.set_threads(threads)
+        pretrained = source.weights.kind == "tag" or source.weights.pretrained
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return plugins.load(source.target)().build(source.name, pretrained=pretrained, image_size=image_size)

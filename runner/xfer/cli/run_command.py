@@ -1,0 +1,90 @@
+"""`xfer run`: a recipe, or a bundle to go on with, to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import yaml
+
+from xfer.cli.progress import Terminal
+from xfer.compile.compiler import compile_plan
+from xfer.engine.bundle import Bundle
+from xfer.engine.runner import Run, open_for_resume
+from xfer.errors import UsageError
+from xfer.recipe.loader import read
+from xfer.report.page import render
+from xfer.report.terminal import show_result
+
+
+class StopFlag:
+    """SIGINT or SIGTERM once: finish the step, save, exit 130. A second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        click.echo("stopping after this step; once more ends it at once", err=True)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+@click.command("run")
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", "bundle_folder", type=click.Path(path_type=Path), help="Go on with a bundle that was interrupted.")
+@click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder (default: runs/<name>/<id>, or under $XFER_RUNS).")
+@click.option("--quiet", is_flag=True, help="No progress, only warnings and the result's path.")
+@click.option("--json", "as_json", is_flag=True, help="Print result.json's content on stdout.")
+def command(
+    recipe: Path | None, overrides: tuple[str, ...], bundle_folder: Path | None, out: Path | None, quiet: bool, as_json: bool
+) -> None:
+    """Run RECIPE with overrides, or go on with a bundle."""
+    terminal = Terminal(quiet=quiet)
+    stop = StopFlag()
+    bundle = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out)
+    click.echo(f"bundle: {bundle.folder}", err=True)
+    result: dict[str, Any] = {}
+    try:
+        result = Run(bundle, reporter=terminal, stop=stop).execute()
+    finally:
+        terminal.done()
+        if (bundle.folder / "result.json").exists():
+            render(bundle.folder)
+    if not quiet and not as_json:
+        terminal.console.print(show_result(result))
+        click.echo(f"report: {bundle.folder / 'report.html'}", err=True)
+    click.echo(json.dumps({**result, "bundle": str(bundle.folder)}, indent=1) if as_json else str(bundle.folder))
+
+
+def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None) -> Bundle:
+    if recipe is None:
+        raise UsageError("give a recipe to run, or --resume with a bundle", hint="e.g. xfer run recipes/quickstart.yaml")
+    reading = read(recipe, overrides)
+    plan = compile_plan(reading)
+    folder = out or Path(os.environ.get("XFER_RUNS", "runs")) / plan.name / run_id()
+    resolved = yaml.safe_dump(reading.resolved, sort_keys=False, allow_unicode=True)
+    return Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)
+
+
+def _resumed(folder: Path, recipe: Path | None, out: Path | None, overrides: tuple[str, ...]) -> Bundle:
+    if recipe is not None or out is not None or overrides:
+        raise UsageError("--resume goes on with a bundle's own recipe; a recipe, overrides or --out beside it have no meaning")
+    return open_for_resume(folder.absolute())
+
+
+def run_id() -> str:
+    """Sortable by time, unique among runs that start in the same second."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

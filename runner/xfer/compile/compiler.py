@@ -1,0 +1,236 @@
+"""Recipe + model facts + data facts -> Plan. Everything that decides runs here, before anything is paid for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from xfer import plugins
+from xfer.backends.backend import Backend
+from xfer.compile import data_facts
+from xfer.compile.availability import unavailable
+from xfer.compile.collector import Collector
+from xfer.compile.inputs import decide
+from xfer.compile.model_facts import ModelFacts
+from xfer.compile.names import Names, resolve
+from xfer.compile.phases import Context, Written, check_schedule, check_until, lower_train, phase_plan, written_phases
+from xfer.compile.selectors import NoMatch, lower
+from xfer.compile.source_facts import ask, choose_weights, preprocessing
+from xfer.errors import DataError, Fault, UsageError
+from xfer.plan.model_map import HEAD, POOLED, Cut, ModelMap
+from xfer.plan.plan import DataPlan, HeadPlan, MethodPlan, Plan, RuntimePlan, SourcePlan
+from xfer.plan.preprocess import Preprocess
+from xfer.recipe.loader import Reading
+from xfer.recipe.quantities import parse_bytes
+from xfer.recipe.schema import Recipe
+
+DEFAULT_CACHE = "~/.cache/xfer"
+EXTRACTION_BATCH = {"cpu": 32, "cuda": 256}
+Depth = Literal["shallow", "model"]
+
+
+def check(reading: Reading, *, depth: Depth = "model", data: bool = True) -> tuple[Fault, ...]:
+    """All faults of a recipe, sorted by place; imports no framework."""
+    collector = Collector(reading)
+    _compile(reading, collector, depth=depth, data=data, in_process=False)
+    return collector.sorted()
+
+
+def compile_plan(reading: Reading) -> Plan:
+    """The Plan of a recipe that has no fault; raises RecipeError with all that were found."""
+    collector = Collector(reading)
+    plan = _compile(reading, collector, depth="model", data=True, in_process=True)
+    if reading.recipe is not None:
+        for path, message in unavailable(reading.recipe):
+            collector.add(path, message)
+    collector.stop_if_any()
+    assert plan is not None
+    return plan
+
+
+def cache_folder(reading: Reading) -> Path:
+    """`runtime.cache`; where the recipe leaves it out, $XFER_CACHE or ~/.cache/xfer."""
+    written = (reading.recipe.runtime.cache if reading.recipe else None) or DEFAULT_CACHE
+    if written == DEFAULT_CACHE:
+        written = os.environ.get("XFER_CACHE", DEFAULT_CACHE)
+    return Path(written).expanduser().absolute()
+
+
+def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool, in_process: bool) -> Plan | None:
+    recipe = reading.recipe
+    if recipe is None:
+        return None
+    names = resolve(reading, recipe, collector)
+    if depth == "shallow":
+        written_phases(recipe, method=names.method_class, model=None, collector=collector)
+        return None
+    weights = choose_weights(recipe, names, collector)
+    facts = ask(recipe, names, weights, cache=cache_folder(reading), in_process=in_process, collector=collector)
+    found = _data(recipe, names, collector) if data else None
+    if facts is None:
+        written_phases(recipe, method=names.method_class, model=None, collector=collector)
+        return None
+    head = _head(recipe, facts.map, found, collector)
+    written = written_phases(recipe, method=names.method_class, model=facts.map, collector=collector)
+    trains = [(phase, lower_train(phase, facts.map, collector)) for phase in written]
+    for phase in written:
+        check_until(phase, has_validation=found is None or "val" in found.counts, collector=collector)
+    check_schedule(trains, method=names.method_class, type_=recipe.transfer.type, collector=collector)
+    weights_plan = weights.plan(facts, collector, look=data) if weights else None
+    if names.bundle is not None:
+        weights_plan = names.bundle.weights
+    prepared = _preprocess(recipe, names, facts, collector)
+    if collector.faults or not in_process or found is None or weights_plan is None or prepared is None:
+        return None
+    assert names.source is not None
+    source = SourcePlan(
+        model=recipe.source.model,
+        name=names.source.name,
+        target=names.source.target,
+        backend=names.source.backend,
+        weights=weights_plan,
+        preprocess=prepared,
+        trust=recipe.source.trust,
+    )
+    return _plan(reading, recipe, names, facts, found, head, trains, source, collector)
+
+
+def _plan(
+    reading: Reading,
+    recipe: Recipe,
+    names: Names,
+    facts: ModelFacts,
+    found: data_facts.DataFacts,
+    head: HeadPlan,
+    trains: list[tuple[Written, tuple[str, ...]]],
+    source: SourcePlan,
+    collector: Collector,
+) -> Plan | None:
+    runtime = _runtime(reading, recipe, source.backend, collector)
+    if runtime is None:
+        return None
+    context = Context(found.images, runtime.precision, runtime.cache_budget, psutil.virtual_memory().total, {})
+    phases = tuple(
+        phase_plan(written, index=index, recipe=recipe, model=facts.map, head=head, train=train, collector=collector, context=context)
+        for index, (written, train) in enumerate(trains)
+    )
+    trained = {group for phase in phases for group in phase.train}
+    target = recipe.target
+    return Plan(
+        name=recipe.name or reading.files[0].stem,
+        seed=recipe.seed,
+        backend=source.backend,
+        source=source,
+        model=facts.map,
+        data=DataPlan(
+            dataset=target.dataset,
+            target=names.dataset_target or "",
+            options=names.dataset_options,
+            classes=found.classes,
+            images=found.images,
+            counts=found.counts,
+            listing=found.listing,
+            val=target.splits.val,
+            test=target.splits.test,
+            split_seed=target.splits.seed,
+            max_bad=target.max_bad,
+            batch_size=target.batch_size,
+        ),
+        method=MethodPlan(type=recipe.transfer.type, name=names.method, target=names.method_target, options=names.method_options),
+        head=head,
+        phases=phases,
+        baseline=decide(
+            facts.map, head, frozenset(), images=found.images, precision=runtime.precision, budget=runtime.cache_budget, changed_by={}
+        ),
+        runtime=runtime,
+        never_trained=tuple(group.name for group in facts.map.groups if group.name not in trained),
+        total_parameters=facts.map.n_parameters + sum(tensor.size for tensor in head.tensors),
+        plugins=names.local_sources,
+    )
+
+
+def _preprocess(recipe: Recipe, names: Names, facts: ModelFacts, collector: Collector) -> Preprocess | None:
+    try:
+        return preprocessing(recipe, names, facts)
+    except UsageError as error:
+        path, _, text = error.message.partition(": ")
+        collector.add(path if text and " " not in path else "source.preprocess", text if text and " " not in path else error.message)
+        return None
+
+
+def _data(recipe: Recipe, names: Names, collector: Collector) -> data_facts.DataFacts | None:
+    if names.dataset_target is None or names.dataset_faulty:
+        return None
+    try:
+        dataset = data_facts.open_dataset(names.dataset_target, recipe.target.dataset, names.dataset_options)
+        return data_facts.facts(dataset, recipe.target)
+    except DataError as error:
+        collector.add(error.path, error.message + (f"; {error.hint}" if error.hint else ""))
+    except UsageError as error:
+        collector.add(
+            "target.path" if "path" in names.dataset_options else "target.dataset",
+            error.message + (f"; {error.hint}" if error.hint else ""),
+        )
+    return None
+
+
+def _head(recipe: Recipe, model: ModelMap, found: data_facts.DataFacts | None, collector: Collector) -> HeadPlan:
+    cut = _head_cut(recipe.transfer.at, model, collector)
+    width = {"chw": 0, "hwc": -1, "tokens": -1}.get(cut.layout)
+    inputs = cut.values if width is None else cut.shape[width]
+    outputs = len(found.classes) if found else 2
+    return HeadPlan(
+        at=cut.name, layout=cut.layout, inputs=inputs, hidden=tuple(recipe.head.hidden), dropout=recipe.head.dropout, outputs=outputs
+    )
+
+
+def _head_cut(at: str | None, model: ModelMap, collector: Collector) -> Cut:
+    """The cut that the head reads: the pooled features, or the end of what `at` names."""
+    if at is None or at == POOLED:
+        return model.cut(POOLED)
+    try:
+        names = [name for name in lower(at, model) if name != HEAD]
+        if not names:
+            raise NoMatch("the head can't be put on itself; name a stage or a group")
+    except NoMatch as fault:
+        collector.add("transfer.at", str(fault), candidates=[fault.suggestion or ""], wanted=fault.suggestion)
+        return model.cut(POOLED)
+    last = [group.name for group in model.groups].index(names[-1]) + 1
+    cuts = [cut for cut in model.cuts if cut.groups_before == last]
+    if not cuts:
+        near = [cut.name for cut in model.cuts if cut.groups_before < last][-1]
+        collector.add(
+            "transfer.at",
+            f"more than one tensor passes behind '{names[-1]}', so no head fits there; the nearest place before it is '{near}'",
+        )
+        return model.cut(POOLED)
+    return cuts[0]
+
+
+def _runtime(reading: Reading, recipe: Recipe, backend_name: str, collector: Collector) -> RuntimePlan | None:
+    backend: Backend = plugins.load(plugins.find("backends", backend_name).target)()
+    try:
+        device = backend.device(recipe.runtime.device)
+    except UsageError as error:
+        collector.add("runtime.device", error.message.removeprefix("runtime.device: "))
+        return None
+    kind = device.name.partition(":")[0]
+    precision = recipe.runtime.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.fast_bfloat16 else "float32"
+    if precision == "float16" and kind == "cpu":
+        collector.add("runtime.precision", "float16 needs a GPU, and this runs on the CPU; use bfloat16, float32 or auto")
+        return None
+    checkpoint = recipe.runtime.checkpoint
+    return RuntimePlan(
+        device=device.name,
+        precision=precision,
+        cache=str(cache_folder(reading)),
+        cache_budget=parse_bytes(recipe.runtime.cache_budget),
+        checkpoint=str(checkpoint),
+        keep=recipe.runtime.keep,
+        extraction_batch=EXTRACTION_BATCH.get(kind, 32),
+    )

@@ -1,0 +1,116 @@
+"""What the compiler asks about a model: its map, its preprocessing, its weights' place. Cached by model and library version.
+
+`xfer check` imports no framework: a child process makes the facts the first time, and the cache answers after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from xfer import plugins
+from xfer.errors import UsageError, WeightsError, XferError
+from xfer.plan.model_map import Frozen, ModelMap
+from xfer.plan.preprocess import Preprocess
+
+FACTS_FORMAT = 1  # rises when groups, stages or cuts are derived differently
+
+
+class ModelFacts(Frozen):
+    """A model as the provider and the backend describe it. `tag` and its place are None where the weights are not the provider's."""
+
+    map: ModelMap
+    preprocess: Preprocess
+    tag: str | None = None
+    url: str | None = None
+    file: str | None = None
+
+
+class Question(Frozen):
+    """What is asked: `target` is the source plugin, `image_size` None for the weights' own."""
+
+    target: str
+    model: str
+    name: str
+    library: str
+    tag: str | None
+    image_size: int | None
+
+
+class UnknownModelError(UsageError):
+    """The provider has no such model; `hint` is the nearest name."""
+
+
+def answer(question: Question, *, cache: Path, in_process: bool) -> ModelFacts:
+    """The facts, from the cache, from this process or from a child; raises UnknownModelError, WeightsError or UsageError."""
+    file = cache / "models" / f"{_key(question)}.json"
+    try:
+        return ModelFacts.model_validate_json(file.read_text())
+    except (OSError, ValueError):
+        facts = make(question) if in_process else _in_child(question)
+    _keep(file, facts)
+    return facts
+
+
+def make(question: Question) -> ModelFacts:
+    """The facts, computed here: imports the framework."""
+    source = plugins.load(question.target)()
+    models = source.models()
+    if question.name not in models:
+        raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
+    tag = source.tag(question.name, question.tag) if question.tag else None
+    preprocess = source.preprocess(question.name, tag.name if tag else None)
+    backend = plugins.load(plugins.find("backends", source.backend).target)()
+    model_map = backend.describe(
+        source, model=question.model, name=question.name, pretrained=tag is not None, image_size=question.image_size or preprocess.crop
+    )
+    return ModelFacts(
+        map=model_map, preprocess=preprocess, tag=tag.name if tag else None, url=tag.url if tag else None, file=tag.file if tag else None
+    )
+
+
+def _key(question: Question) -> str:
+    places = {name: os.environ.get(name) for name in ("TORCH_HOME", "HF_HOME", "KERAS_HOME", "HOME")}
+    text = json.dumps([FACTS_FORMAT, question.model_dump(), places], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _keep(file: Path, facts: ModelFacts) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
+            temporary.write(facts.model_dump_json())
+        os.replace(temporary.name, file)
+    except OSError:
+        return  # a cache that can't be written only costs time; `run` reports it where it matters
+
+
+def _in_child(question: Question) -> ModelFacts:
+    command = [sys.executable, "-m", "xfer.compile.model_facts", question.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    if not lines:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise XferError(f"the process that describes {question.model} ended without an answer: {last[0]}")
+    reply: dict[str, Any] = json.loads(lines[-1])
+    if "error" in reply:
+        kind = {"UnknownModelError": UnknownModelError, "WeightsError": WeightsError}.get(reply["kind"], UsageError)
+        raise kind(reply["error"], hint=reply["hint"])
+    return ModelFacts.model_validate(reply)
+
+
+def _child(argument: str) -> None:
+    try:
+        sys.stdout.write(make(Question.model_validate_json(argument)).model_dump_json() + "\n")
+    except XferError as error:
+        sys.stdout.write(json.dumps({"error": error.message, "kind": type(error).__name__, "hint": error.hint}) + "\n")
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

@@ -1,0 +1,174 @@
+"""`torchvision/NAME`: the image classification data sets that torchvision knows, read from where they lie.
+
+A row is a file's bytes or an array, so that decoding is the same as everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xfer.data.dataset import ArrayReader, Dataset, FileReader, check_usable
+from xfer.data.listing import printable
+from xfer.data.places import wanted
+from xfer.data.torchvision_arrays import ARRAY_SETS, Arrays, ArraySet
+from xfer.data.torchvision_files import FILE_SETS, FileSet, as_path
+from xfer.errors import DataError, MissingExtraError
+from xfer.plugins import nearest
+
+ROOT = "data"  # where torchvision's own examples keep data sets
+NAMES = tuple(sorted({*FILE_SETS, *ARRAY_SETS}))
+# What torchvision has but another plugin reads better, or what is no data.
+ELSEWHERE = {
+    "ImageFolder": "use `dataset: folder` with its path",
+    "DatasetFolder": "use `dataset: folder` with its path",
+    "FakeData": "it is noise; use `dataset: sklearn/digits` to try something out",
+    "ImageNet": "use `dataset: folder` with the folder that holds train/ and val/",
+}
+# torchvision's classes say in many ways that a file is absent or damaged.
+_FAULTS = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError)
+
+
+def torchvision(name: str | None, *, path: str = ROOT, download: bool = False, variant: str | int | None = None) -> Dataset:
+    """A data set by torchvision's name for it, from `path`: torchvision's root, or the data set's own folder or archive.
+
+    `variant` picks among those that have several: EMNIST (`letters`, …), CIFAR100 (`fine`, `coarse`), DTD (partition 1 to
+    10), FGVCAircraft (`variant`, `family`, `manufacturer`), Imagenette (`full`, `320px`, `160px`). Splits of its own are
+    kept. With `download`, what is not there is downloaded to `path` first. Raises DataError, saying which files to put
+    where, and MissingExtraError where torchvision is needed and not installed.
+    """
+    chosen = _checked_name(name)
+    root = wanted(path)
+    kind = _checked_variant(chosen, variant)
+    if chosen in FILE_SETS:
+        dataset = _of_files(chosen, FILE_SETS[chosen], root, kind, download=download)
+    else:
+        dataset = _of_arrays(chosen, ARRAY_SETS[chosen], root, kind, download=download)
+    return check_usable(dataset, place=f"torchvision/{chosen} in {root}")
+
+
+def _checked_name(name: str | None) -> str:
+    if name is not None and name in NAMES:
+        return name
+    if name is None:
+        raise DataError(
+            "'torchvision': which data set?", path="target.dataset", hint=f"write torchvision/NAME; there are {', '.join(NAMES)}"
+        )
+    if name in ELSEWHERE:
+        raise DataError(f"'torchvision/{name}': it is not read from torchvision", path="target.dataset", hint=ELSEWHERE[name])
+    folded = {each.lower(): each for each in NAMES}
+    guess = nearest(name.lower(), folded)
+    raise DataError(
+        f"'torchvision/{name}': no image classification data set that we read has that name; there are {', '.join(NAMES)}",
+        path="target.dataset",
+        hint=f"did you mean 'torchvision/{folded[guess]}'?" if guess else None,
+    )
+
+
+def _checked_variant(name: str, variant: str | int | None) -> str:
+    """The variant, by default the first; '' for a data set without."""
+    choices = [str(each) for each in (FILE_SETS[name].variants if name in FILE_SETS else ARRAY_SETS[name].variants)]
+    if variant is None:
+        if name in ARRAY_SETS and not ARRAY_SETS[name].has_default:
+            raise DataError(
+                f"torchvision/{name}: which variant?", path="target.dataset", hint=f"add `variant:` and one of {', '.join(choices)}"
+            )
+        return choices[0] if choices else ""
+    if str(variant) not in choices:
+        there = f"there are {', '.join(choices)}" if choices else "it has no variants"
+        raise DataError(f"torchvision/{name}: no variant is called '{variant}'; {there}", path="target.variant")
+    return str(variant)
+
+
+def _of_arrays(name: str, known: ArraySet, root: Path, variant: str, *, download: bool) -> Dataset:
+    found = known.read(root, variant)
+    if found is None and download:
+        for arguments in known.download:
+            extra = {known.variant: variant} if known.variant else {}
+            _build(name, root, {**arguments, **extra}, download=True, needs=known.needs(variant))
+        found = known.read(root, variant)
+    if found is None:
+        raise _absent(name, root, known.needs(variant))
+    return _from_arrays(found)
+
+
+def _from_arrays(found: Arrays) -> Dataset:
+    return Dataset(
+        classes=found.classes,
+        keys=tuple(f"{split}/{row}" for split, images, _ in found.parts for row in range(len(images))),
+        labels=np.concatenate([labels for *_, labels in found.parts]).astype(np.int64),
+        splits=np.concatenate([np.full(len(images), split, "<U5") for split, images, _ in found.parts]),
+        read=ArrayReader(tuple(images for _, images, _ in found.parts)),
+    )
+
+
+def _of_files(name: str, known: FileSet, root: Path, variant: str, *, download: bool) -> Dataset:
+    folder = known.folder_of(variant)
+    if root.name == folder and not (root / folder).is_dir():
+        root = root.parent
+    needs = f"{folder}/ with {known.holds}"
+    there = (root / folder).is_dir()
+    if not there and not download:
+        raise _absent(name, root, needs)
+    rows: list[tuple[str, str, int, str]] = []
+    classes: tuple[str, ...] = ()
+    for split, arguments in known.splits:
+        if known.variant is not None:
+            arguments = {**arguments, known.variant: int(variant) if variant.isdigit() else variant}
+        loader = {"loader": as_path} if known.takes_loader else {}
+        listed = _build(name, root, {**arguments, **loader}, download=download and not there, needs=needs)
+        classes = classes or _classes(listed)
+        rows += [(os.path.relpath(file, root).replace(os.sep, "/"), file, label, split) for file, label in known.files(listed)]
+    rows.sort(key=lambda row: os.fsencode(row[0]))
+    labels = np.array([row[2] for row in rows], dtype=np.int64)
+    reader = FileReader(tuple(os.path.abspath(row[1]) for row in rows))
+    return Dataset(
+        classes=classes or tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1)),
+        keys=tuple(printable(row[0]) for row in rows),
+        labels=labels,
+        splits=np.array([row[3] for row in rows], dtype="<U5"),
+        read=reader,
+        stamp=reader.stamp,
+    )
+
+
+def _classes(listed: Any) -> tuple[str, ...]:
+    """Class names where torchvision knows them; of several for one class the first."""
+    names = getattr(listed, "classes", None) or getattr(listed, "categories", None) or ()
+    return tuple(name if isinstance(name, str) else str(name[0]) for name in names)
+
+
+def _build(name: str, root: Path, arguments: dict[str, Any], *, download: bool, needs: str) -> Any:
+    """torchvision's own object, which lists files or downloads them."""
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"torchvision/{name}: torchvision is needed to {'download' if download else 'list'} it, and it is not installed",
+            hint="pip install 'xfer-runner[torch]'",
+        ) from error
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # some say on stdout that files are there already
+            return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
+    except _FAULTS as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        if download:
+            raise DataError(
+                f"torchvision/{name}: it could not be downloaded to {root} ({told})",
+                path="target.path",
+                hint=f"put there yourself: {needs}",
+            ) from error
+        raise DataError(
+            f"torchvision/{name}: {root} does not hold it as torchvision expects ({told})", path="target.path", hint=f"needed are {needs}"
+        ) from error
+
+
+def _absent(name: str, root: Path, needs: str) -> DataError:
+    return DataError(
+        f"torchvision/{name}: it is not in {root}; looked for {needs}", path="target.path", hint="put it there, or set `download: true`"
+    )

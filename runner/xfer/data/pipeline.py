@@ -1,0 +1,116 @@
+"""Decoded images in order, ahead of the one who computes: threads decode while the network works."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from xfer.data.dataset import Dataset
+from xfer.data.decode import Unreadable, decode, quieten
+from xfer.plan.preprocess import Preprocess
+
+# The machine's trouble, not the file's: these end the run instead of putting image after image into quarantine.
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_REASONS = {
+    errno.ENOENT: "file not found",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EISDIR: "a folder, not a file",
+    errno.ELOOP: "a link that leads in a circle",
+    errno.ENAMETOOLONG: "file name too long",
+}
+_Decoded = list[tuple[int, "np.ndarray | str"]]
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Images that could be read, in the order of the rows asked for: `rows` int64 [k], `pixels` uint8 [k, crop, crop, 3],
+    writable and not shared; and the rows met since the batch before that could not, each with its reason."""
+
+    rows: np.ndarray
+    pixels: np.ndarray
+    bad: list[tuple[int, str]]
+
+
+def decoded(
+    dataset: Dataset, rows: np.ndarray, preprocess: Preprocess, *, threads: int, batch: int, ahead: int = 3
+) -> Iterator[DecodedBatch]:
+    """Yields full batches of readable images, in the order of `rows`; only the last may be smaller, or empty if it
+    brings bad rows. At most `ahead` batches are decoded or being decoded beyond the one that is yielded.
+
+    What `dataset.read` raises other than OSError comes out here. The threads end when the iterator is exhausted or closed.
+    """
+    if min(threads, batch, ahead) < 1:
+        raise ValueError(f"threads {threads}, batch {batch} and ahead {ahead} must be at least 1")
+    quieten()
+    return _batches(dataset, [int(row) for row in rows], preprocess, threads, batch, ahead)
+
+
+def _batches(dataset: Dataset, rows: Sequence[int], preprocess: Preprocess, threads: int, batch: int, ahead: int) -> Iterator[DecodedBatch]:
+    side = preprocess.crop
+    taken: list[int] = []
+    bad: list[tuple[int, str]] = []
+    pixels = np.empty((batch, side, side, 3), np.uint8)
+    with closing(_in_order(dataset, rows, preprocess, threads, batch, ahead)) as images:
+        for row, image in images:
+            if isinstance(image, str):
+                bad.append((row, image))
+                continue
+            pixels[len(taken)] = image
+            taken.append(row)
+            if len(taken) == batch:
+                yield DecodedBatch(np.array(taken, np.int64), pixels, bad)
+                taken, bad, pixels = [], [], np.empty((batch, side, side, 3), np.uint8)
+    if taken or bad:
+        yield DecodedBatch(np.array(taken, np.int64), pixels[: len(taken)], bad)
+
+
+def _in_order(
+    dataset: Dataset, rows: Sequence[int], preprocess: Preprocess, threads: int, batch: int, ahead: int
+) -> Generator[tuple[int, np.ndarray | str]]:
+    """Rows decoded by a pool, in order. The pool takes runs of rows: a task for each
+    would cost more than a tiny image itself."""
+    run = max(1, min(16, batch // (2 * threads)))
+    starts = iter(range(0, len(rows), run))
+    waiting: deque[Future[_Decoded]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="xfer-decode")
+    try:
+        for start in starts:
+            waiting.append(pool.submit(_decode_run, dataset, rows[start : start + run], preprocess))
+            if len(waiting) * run >= ahead * batch:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode_run(dataset: Dataset, rows: Sequence[int], preprocess: Preprocess) -> _Decoded:
+    return [(row, _decode_row(dataset, row, preprocess)) for row in rows]
+
+
+def _decode_row(dataset: Dataset, row: int, preprocess: Preprocess) -> np.ndarray | str:
+    """The pixels, or why there are none."""
+    try:
+        return decode(dataset.read(row), preprocess)
+    except Unreadable as error:
+        return str(error)
+    except OSError as error:
+        if error.errno in _OURS:
+            raise
+        return reason(error)
+
+
+def reason(error: OSError) -> str:
+    """Why a file can't be read, for people.
+
+    >>> reason(FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    'file not found'
+    """
+    return _REASONS.get(error.errno or 0) or (error.strerror or str(error) or type(error).__name__).lower()

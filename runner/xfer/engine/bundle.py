@@ -1,0 +1,159 @@
+"""The folder that a run leaves: written piece by piece, each piece atomically, so that it can be resumed at any moment."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from xfer.engine.files import write_atomic, write_json, write_text
+from xfer.errors import BundleError, UsageError
+from xfer.plan.plan import Plan
+
+STATE, PROGRESS = "state.safetensors", "progress.json"
+
+
+class Bundle:
+    """`runs/<name>/<id>/` with the files that DESIGN names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plan = read_plan(folder)
+        self._held: Any = None
+
+    @classmethod
+    def create(cls, folder: Path, plan: Plan, *, recipe: str, resolved: str) -> Bundle:
+        """A new bundle; raises UsageError where the folder holds something already or can't be made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise UsageError(
+                    f"{folder} is not empty, and a bundle needs a folder of its own", hint=f"go on with it: xfer run --resume {folder}"
+                )
+            for name in ("checkpoints", "model"):
+                (folder / name).mkdir()
+            write_text(folder / "recipe.yaml", recipe)
+            write_text(folder / "recipe.resolved.yaml", resolved)
+            write_text(folder / "plan.json", plan.model_dump_json(indent=1) + "\n")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise UsageError(
+                f"the bundle can't be written to {folder}: {(error.strerror or str(error)).lower()}", hint="give another folder with --out"
+            ) from error
+        return cls(folder)
+
+    def hold(self) -> None:
+        """Claim the bundle for this process until it ends; raises UsageError where another run holds it."""
+        self._held = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"another process is running {self.folder}", hint="wait for it, or start a run of its own") from error
+
+    # what happened, line by line
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole records; a line that a kill cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def keep_metrics_before(self, phase: int, epoch: int) -> None:
+        """Drop what was written after the checkpoint that is being resumed."""
+        kept = [record for record in self.metrics() if (record["phase_index"], record["epoch"]) < (phase, epoch)]
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def ledger(self, reason: str, *, images: int) -> None:
+        """Record that test labels are about to be compared with predictions."""
+        with (self.folder / "ledger.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"opened": now(), "reason": reason, "images": images}) + "\n")
+
+    # checkpoints
+
+    def checkpoint(self, state: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Write one, then drop all but the newest `runtime.keep`."""
+        numbers = self._checkpoints()
+        folder = self.folder / "checkpoints" / f"{(numbers[-1] + 1 if numbers else 1):06d}"
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write_atomic(temporary / STATE, lambda path: save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path))
+        write_json(temporary / PROGRESS, progress)
+        os.replace(temporary, folder)
+        for number in [*numbers, int(folder.name)][: -self.plan.runtime.keep]:
+            shutil.rmtree(self.folder / "checkpoints" / f"{number:06d}")
+
+    def latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """State and progress of the newest checkpoint, or None before the first."""
+        numbers = self._checkpoints()
+        if not numbers:
+            return None
+        folder = self.folder / "checkpoints" / f"{numbers[-1]:06d}"
+        return load_file(folder / STATE), json.loads((folder / PROGRESS).read_text())
+
+    def _checkpoints(self) -> list[int]:
+        return sorted(int(path.name) for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
+
+    # results
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_json(self.folder / "result.json", result)
+
+    def result(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / "result.json").read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def write_quarantine(self, bad: Mapping[str, str]) -> None:
+        """`quarantine.csv`: path and reason of each image that could not be read."""
+        write_atomic(self.folder / "quarantine.csv", lambda path: _write_csv(path, bad))
+
+    def write_lock(self, lock: Mapping[str, Any]) -> None:
+        write_json(self.folder / "lock.json", lock)
+
+    def lock(self) -> dict[str, Any]:
+        path = self.folder / "lock.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def read_plan(folder: Path) -> Plan:
+    """A bundle's Plan; raises BundleError where the folder is none."""
+    try:
+        return Plan.read(folder / "plan.json")
+    except OSError as error:
+        raise BundleError(
+            f"{folder.absolute()} is not a bundle: it has no plan.json", hint="give the folder that `xfer run` printed, runs/<name>/<id>"
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{folder / 'plan.json'} can't be read: it was written by another version of xfer, or damaged") from error
+
+
+def _write_csv(path: Path, bad: Mapping[str, str]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "reason"))
+        writer.writerows(sorted(bad.items()))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,240 @@
+"""Runs a Plan to its end inside a bundle: features, phases, baselines, the one opening of the test set, the result."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xfer import plugins
+from xfer.backends.backend import Backend, Network
+from xfer.engine.baselines import BLOCK_ROWS, as_float32, fit_probe, majority_class
+from xfer.engine.bundle import Bundle
+from xfer.engine.files import write_atomic, write_json
+from xfer.engine.inputs import Inputs, Stop, contents_digest
+from xfer.engine.reporter import Reporter
+from xfer.engine.target import Target
+from xfer.engine.training import PhaseRunner, Progress, predict
+from xfer.errors import InterruptedRun, UsageError, XferError
+from xfer.ops.metrics import classification, intervals
+from xfer.plan.plan import InputPlan, PhasePlan
+from xfer.sources.fetching import download
+
+
+class Run:
+    """One run of a bundle, new or resumed. `execute` returns `result.json`'s content."""
+
+    def __init__(self, bundle: Bundle, *, reporter: Reporter, stop: Stop) -> None:
+        self.bundle, self.plan, self.reporter, self.stop = bundle, bundle.plan, reporter, stop
+        self.started = time.monotonic()
+        self.earlier = bundle.result().get("timing", {})
+        self.backend: Backend = plugins.load(plugins.find("backends", self.plan.backend).target)()
+        self.network: Network
+        self.target: Target
+        self.contents = ""
+        self._inputs: dict[str, Inputs] = {}
+        self.progress = Progress()
+
+    def execute(self) -> dict[str, Any]:
+        """Runs to the end; on any error of ours, the result says what happened before the error goes on."""
+        self.bundle.hold()
+        self._result("running")
+        try:
+            self._prepare()
+            self._phases()
+            result = self._finish()
+        except InterruptedRun as error:
+            error.hint = f"go on with: xfer run --resume {self.bundle.folder}"
+            self._result("interrupted", error=error.message)
+            raise
+        except XferError as error:
+            self._result("failed", error=error.message)
+            raise
+        return result
+
+    # before the first phase
+
+    def _prepare(self) -> None:
+        for name, source in self.plan.plugins.items():
+            plugins.load_local(source, stem=name.rpartition("_")[2])
+        lock = self.bundle.lock()
+        weights = download(self.plan.source.weights, say=self.reporter.note)
+        self.target = Target.open(self.plan.data)
+        self.network = self.backend.build(self.plan, threads=lock.get("threads"))
+        self.device = self.backend.device(self.plan.runtime.device)
+        self.versions = self.backend.versions()
+        self.contents = contents_digest(self.target, cache=Path(self.plan.runtime.cache))
+        if lock:
+            self._compare(lock)
+        else:
+            self.bundle.write_lock(self._lock(weights))
+
+    def _lock(self, weights_file: Path | None) -> dict[str, Any]:
+        return {
+            "versions": {"python": platform.python_version(), "xfer": version("xfer-runner"), **self.versions},
+            "device": self.device.name,
+            "device_kind": self.device.kind,
+            "threads": self.device.threads,
+            "seed": self.plan.seed,
+            "weights": {"location": self.plan.source.weights.location, "sha256": sha256(weights_file) if weights_file else None},
+            "data": {"listing": self.plan.data.listing, "contents": self.contents},
+            "plan": hashlib.sha256(self.plan.model_dump_json().encode()).hexdigest(),
+        }
+
+    def _compare(self, lock: dict[str, Any]) -> None:
+        """A resumed run must go on over the same data; other differences are said, since the last digits may differ."""
+        if lock["data"]["contents"] != self.contents:
+            raise UsageError(
+                "the images changed since the run began, so it can't go on with the same numbers", hint="start a new run with the recipe"
+            )
+        now = {"python": platform.python_version(), "xfer": version("xfer-runner"), **self.versions, "device": self.device.kind}
+        then = {**lock["versions"], "device": lock["device_kind"]}
+        differing = [f"{name} {then[name]} → {now.get(name)}" for name in then if then[name] != now.get(name)]
+        if differing:
+            self.reporter.warn(f"resumed under other conditions, the last digits may differ: {', '.join(differing)}")
+
+    # phases
+
+    def inputs(self, place: InputPlan) -> Inputs:
+        """The input at a place, prepared: missing rows computed, unreadable images left out."""
+        key = place.model_dump_json()
+        if key not in self._inputs:
+            made = Inputs(self.plan, place, self.target, self.network, versions=self.versions, device=self.device, contents=self.contents)
+            bad = made.prepare(self.target.all_rows, reporter=self.reporter, stop=self.stop)
+            self.target.quarantine(bad, self.bundle)
+            self._inputs[key] = made
+        return self._inputs[key]
+
+    def _phases(self) -> None:
+        saved = self.bundle.latest()
+        state: dict[str, np.ndarray] | None = None
+        if saved is not None:
+            state, progress = saved
+            self.progress = Progress(**progress)
+            self.bundle.keep_metrics_before(
+                self.progress.phase + self.progress.finished, 0 if self.progress.finished else self.progress.epoch
+            )
+        else:
+            self.bundle.keep_metrics_before(0, 0)
+        if self.progress.finished and state is not None:
+            self._settle(self.plan.phases[self.progress.phase], state)
+            self._next()
+            state = None
+        for phase in self.plan.phases[self.progress.phase :]:
+            runner = PhaseRunner(
+                self.plan,
+                phase,
+                network=self.network,
+                inputs=self.inputs(phase.input),
+                target=self.target,
+                bundle=self.bundle,
+                reporter=self.reporter,
+                stop=self.stop,
+            )
+            self.progress.done.append(runner.run(self.progress, state))
+            self.progress.finished = True
+            self.bundle.checkpoint(self.network.state(), asdict(self.progress))
+            if self.stop():
+                raise InterruptedRun("stopped after the phase was finished and saved")
+            self._next()
+            state = None
+
+    def _settle(self, phase: PhasePlan, state: dict[str, np.ndarray]) -> None:
+        """Put a finished phase's weights, and the optimizer state that the next may carry, back."""
+        self.network.begin_phase(phase, steps_per_epoch=1, class_weights=None)
+        self.network.load_state(state)
+
+    def _next(self) -> None:
+        self.progress = Progress(phase=self.progress.phase + 1, done=self.progress.done)
+
+    # after the last phase
+
+    def _finish(self) -> dict[str, Any]:
+        features = self.inputs(self.plan.baseline)
+        last = self.inputs(self.plan.phases[-1].input)
+        validation = self.target.rows("val")
+        metrics: dict[str, Any] = {}
+        if len(validation):
+            metrics["val"] = classification(predict(self.network, last, validation), self.target.labels(validation))
+        probe = fit_probe(features, self.target)
+        majority = majority_class(self.target)
+        baseline: dict[str, Any] = {"majority": None, "probe": None, "probe_l2": probe.strength}
+        rows = self.target.rows("test")
+        if len(rows):
+            probabilities = predict(self.network, last, rows)
+            guesses = np.concatenate([probe.predict(as_float32(values)) for _, values in features.batches(rows, BLOCK_ROWS)])
+            rows, labels = self.target.open_test(self.bundle, reason="the run's own test, after everything was chosen")
+            between = intervals(probabilities, labels, seed=self.plan.seed)
+            metrics["test"] = {**classification(probabilities, labels), "interval": {name: list(pair) for name, pair in between.items()}}
+            baseline["majority"], baseline["probe"] = float(np.mean(labels == majority)), float(np.mean(labels == guesses))
+            self._predictions(rows, labels, probabilities)
+        self._model()
+        return self._result("finished", metrics=metrics, baseline=baseline)
+
+    def _predictions(self, rows: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        classes = np.array(self.plan.data.classes, dtype=object)
+        table = pa.table(
+            {
+                "path": [self.target.dataset.keys[row] for row in rows],
+                "split": ["test"] * len(rows),
+                "label": classes[labels].tolist(),
+                "predicted": classes[probabilities.argmax(1)].tolist(),
+                "probabilities": pa.array(list(probabilities), type=pa.list_(pa.float64())),
+            }
+        )
+        write_atomic(self.bundle.folder / "predictions.parquet", lambda path: pq.write_table(table, path))
+
+    def _model(self) -> None:
+        folder = self.bundle.folder / "model"
+        self.network.save(folder)
+        write_json(folder / "labels.json", list(self.plan.data.classes))
+        write_json(folder / "preprocessing.json", self.plan.source.preprocess.model_dump(mode="json"))
+
+    def _result(self, status: str, *, error: str | None = None, **parts: Any) -> dict[str, Any]:
+        extract = sum(inputs.seconds for inputs in self._inputs.values()) + self.earlier.get("extract_seconds", 0.0)
+        total = time.monotonic() - self.started + self.earlier.get("total_seconds", 0.0)
+        train = sum(entry["seconds"] for entry in self.progress.done)
+        target = getattr(self, "target", None)
+        n_bad = len(target.bad) if target else 0
+        result = {
+            "status": status,
+            "name": self.plan.name,
+            "backend": self.plan.backend,
+            "metrics": parts.get("metrics", {}),
+            "baseline": parts.get("baseline", {}),
+            "phases": self.progress.done,
+            "timing": {"total_seconds": total, "extract_seconds": extract, "train_seconds": train},
+            "data": {
+                "images": self.plan.data.images - n_bad,
+                "classes": len(self.plan.data.classes),
+                "quarantined": n_bad,
+                "computed": sum(inputs.computed for inputs in self._inputs.values()),
+            },
+            "error": error,
+        }
+        self.bundle.write_result(result)
+        return result
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_for_resume(folder: Path) -> Bundle:
+    """The bundle, if there is something left to do in it."""
+    bundle = Bundle(folder)
+    if bundle.result().get("status") == "finished":
+        raise UsageError(
+            f"{folder} is finished already", hint=f"see {folder / 'report.html'}, or start a new run with {folder / 'recipe.yaml'}"
+        )
+    return bundle

@@ -1,0 +1,72 @@
+"""Recipes that a benchmark writes for itself, and what comes out of running one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from material import lite0_weights, resnet18_weights
+from process import Done, run, xfer
+
+SEEN_AT_224 = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
+MODELS = {
+    "resnet18": {
+        "model": "torchvision/resnet18",
+        "weights": resnet18_weights,
+        "preprocess": {**SEEN_AT_224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    },
+    "tf_efficientnet_lite0": {
+        "model": "timm/tf_efficientnet_lite0",
+        "weights": lite0_weights,
+        "preprocess": {**SEEN_AT_224, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of xfer: the process, and the bundle's result.json."""
+
+    done: Done
+    bundle: Path
+    result: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        return int(self.result["data"]["images"])
+
+    @property
+    def extract_seconds(self) -> float:
+        return float(self.result["timing"]["extract_seconds"])
+
+
+def probe(work: Path, model: str, target: dict[str, Any], *, epochs: int) -> dict[str, Any]:
+    """The recipe of a linear probe with SGD, as the plain scripts train it."""
+    known = MODELS[model]
+    return {
+        "name": f"bench-{model}",
+        "source": {"model": known["model"], "weights": str(known["weights"](work)), "preprocess": known["preprocess"]},
+        "target": {"batch_size": 32, **target},
+        "transfer": {"type": "feature"},
+        "freeze": [{"train": "head", "epochs": epochs}],
+        "optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.9},
+    }
+
+
+def run_cold(work: Path, recipe: dict[str, Any], *, precision: str, watch_memory: bool = False) -> Run:
+    """Run it with an empty cache, which is removed afterwards."""
+    file = work / f"{recipe['name']}.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    cache, bundle = work / "cache", work / "bundle"
+    for folder in (cache, bundle):
+        shutil.rmtree(folder, ignore_errors=True)
+    command = xfer("run", str(file), f"runtime.precision={precision}", f"runtime.cache={cache}", "--out", str(bundle))
+    done = run(command, watch_memory=watch_memory)
+    made = Path(done.last_line)
+    result = json.loads((made / "result.json").read_text())
+    shutil.rmtree(cache, ignore_errors=True)
+    return Run(done, made, result)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from xfer.data.dataset import Dataset
+from xfer.data.decode import decode
+from xfer.data.pipeline import decoded, reason
+from xfer.plan.preprocess import Preprocess
+
+SMALL = Preprocess(resize=9, crop=8)
+
+
+def rows(n):
+    return np.arange(n)
+
+
+def test_order_and_content(draw, encoded, in_memory):
+    raws = [encoded(draw(12 + row, 10, seed=row)) for row in range(23)]
+    asked = np.random.default_rng(0).permutation(23)
+    for threads in (1, 3):
+        batches = list(decoded(in_memory(raws), asked, SMALL, threads=threads, batch=5))
+        assert [len(batch.rows) for batch in batches] == [5, 5, 5, 5, 3]
+        np.testing.assert_array_equal(np.concatenate([batch.rows for batch in batches]), asked)
+        np.testing.assert_array_equal(np.concatenate([batch.pixels for batch in batches]), [decode(raws[row], SMALL) for row in asked])
+        assert all(batch.rows.dtype == np.int64 and batch.pixels.dtype == np.uint8 for batch in batches)
+
+
+def test_batches_do_not_share_memory(draw, in_memory):
+    dataset = in_memory([draw(8, 8, seed=row) for row in range(6)])
+    first, second = decoded(dataset, rows(6), SMALL, threads=1, batch=3)
+    kept = second.pixels.copy()
+    first.pixels[:] = 0
+    np.testing.assert_array_equal(second.pixels, kept)
+
+
+def test_bad_images_leave_batches_full(draw, encoded, in_memory):
+    good = [encoded(draw(12, 10, seed=row)) for row in range(10)]
+    raws = list(good)
+    raws[0], raws[3], raws[4], raws[9] = b"", b"text", FileNotFoundError(errno.ENOENT, "No such file"), good[1][:-30]
+    batches = list(decoded(in_memory(raws), rows(10), SMALL, threads=2, batch=3))
+    assert [batch.rows.tolist() for batch in batches] == [[1, 2, 5], [6, 7, 8], []]
+    assert [batch.bad for batch in batches] == [
+        [(0, "empty file"), (3, "not an image"), (4, "file not found")],
+        [],
+        [(9, "truncated file")],
+    ]
+    assert batches[2].pixels.shape == (0, 8, 8, 3)
+
+
+def test_only_bad_images(in_memory):
+    batches = list(decoded(in_memory([b""] * 4), rows(4), SMALL, threads=2, batch=3))
+    assert [(len(batch.rows), len(batch.bad)) for batch in batches] == [(0, 4)]
+
+
+def test_nothing_asked_for(in_memory):
+    assert list(decoded(in_memory([b""]), rows(0), SMALL, threads=2, batch=3)) == []
+
+
+@pytest.mark.parametrize(("threads", "batch", "ahead"), [(1, 1, 1), (3, 4, 2), (2, 64, 3), (8, 5, 1)])
+def test_look_ahead_is_bounded(draw, threads, batch, ahead):
+    n = 300
+    pixels = draw(8, 8)
+    read = []
+
+    def reading(row):
+        read.append(row)
+        return pixels
+
+    dataset = Dataset(("a", "b"), tuple(map(str, rows(n))), rows(n) % 2, np.full(n, ""), reading)
+    images = decoded(dataset, rows(n), SMALL, threads=threads, batch=batch, ahead=ahead)
+    taken = 0
+    for number, found in enumerate(images):
+        taken += len(found.rows)
+        time.sleep(0.002)
+        assert len(read) <= taken + (ahead + 1) * batch
+        if number == 5:
+            break
+    images.close()
+    assert taken <= n
+
+
+def test_decoding_goes_on_while_the_consumer_works(draw):
+    pixels = draw(8, 8)
+    reached = threading.Event()
+
+    def reading(row):
+        if row == 11:
+            reached.set()
+        return pixels
+
+    dataset = Dataset(("a", "b"), tuple(map(str, rows(40))), rows(40) % 2, np.full(40, ""), reading)
+    images = decoded(dataset, rows(40), SMALL, threads=1, batch=4)
+    next(images)
+    assert reached.wait(timeout=10)
+    images.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a wrong array"), OSError(errno.EMFILE, "Too many open files")])
+def test_real_errors_come_out(draw, in_memory, error):
+    raws = [draw(8, 8)] * 20
+    raws[13] = error
+    taken = 0
+    with pytest.raises(type(error)) as caught:
+        for batch in decoded(in_memory(raws), rows(20), SMALL, threads=2, batch=2):
+            taken += len(batch.rows)
+    assert caught.value is error
+    assert taken == 12
+    assert _threads_end()
+
+
+def test_an_array_of_a_wrong_type_is_an_error_not_a_bad_image(in_memory):
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
+        list(decoded(in_memory([np.zeros((8, 8), np.float32)]), rows(1), SMALL, threads=1, batch=1))
+
+
+def test_threads_end_when_the_consumer_stops(draw, in_memory):
+    dataset = in_memory([draw(8, 8)] * 100)
+    for batch in decoded(dataset, rows(100), SMALL, threads=3, batch=4):
+        assert len(batch.rows) == 4
+        break
+    gc.collect()
+    assert _threads_end()
+    images = decoded(dataset, rows(100), SMALL, threads=3, batch=4)
+    next(images)
+    images.close()
+    assert _threads_end()
+
+
+def test_no_thread_before_the_first_image_is_asked_for(draw, in_memory):
+    images = decoded(in_memory([draw(8, 8)]), rows(1), SMALL, threads=3, batch=4)
+    assert _threads_end(seconds=0)
+    assert len(list(images)) == 1
+
+
+def test_impossible_numbers(in_memory):
+    with pytest.raises(ValueError, match="threads 0, batch 4 and ahead 3 must be at least 1"):
+        decoded(in_memory([]), rows(0), SMALL, threads=0, batch=4)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOENT, "file not found"),
+        (errno.EACCES, "permission denied"),
+        (errno.EISDIR, "a folder, not a file"),
+        (errno.ELOOP, "a link that leads in a circle"),
+        (errno.EIO, "input/output error"),
+    ],
+)
+def test_reasons(number, text):
+    assert reason(OSError(number, os.strerror(number))) == text
+    assert reason(OSError("no number")) == "no number"
+
+
+def _threads_end(seconds=5.0):
+    end = time.monotonic() + seconds
+    while any(thread.name.startswith("xfer-decode") for thread in threading.enumerate()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
