@@ -343,11 +343,9 @@ class TestUnreadable:
         end = data.draw(st.integers(0, len(raw)))
         raw = raw[: end if data.draw(st.booleans()) else len(raw)]
         try:
-            pixels = decode(bytes(raw), SAME)
-        except Unreadable as error:
-            assert str(error)
-        else:
-            assert pixels.shape == (8, 8, 3)
+            assert decode(bytes(raw), SAME).shape == (8, 8, 3)
+        except Unreadable:  # anything else is a mistake of ours
+            pass
 
 
 class TestCanvas:

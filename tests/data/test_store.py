@@ -258,17 +258,17 @@ def test_damage_is_noticed_by_take_too(open_store, warnings_heard, name):
     assert len(warnings_heard) == 1
 
 
-def test_every_flipped_bit_is_found(open_store):
-    """A whole small shard, bit by bit."""
+def test_a_flipped_bit_in_any_byte_is_found(open_store):
+    """A whole small shard, one bit of each byte."""
     store = open_store(rows=3, shape=(2,), dtype="uint8", shard_rows=4)
     fill(store, np.array([0, 2]))
     path = store.folder / "00000.npy"
     whole = path.read_bytes()
     layout = store.spec.shard_format(store.digest, 0)
     assert layout.verify(path)[0].tolist() == [True, False, True]
-    for bit in range(len(whole) * 8):
+    for place in range(len(whole)):
         changed = bytearray(whole)
-        changed[bit // 8] ^= 1 << bit % 8
+        changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
         with pytest.raises(DamageError):
             layout.verify(path)
@@ -368,7 +368,13 @@ operation = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def zero_checksum(path: Path) -> None:
+    """Damage that a second time does not undo, with another modification time whatever the clock's tick."""
+    path.write_bytes(path.read_bytes()[:-4] + bytes(4))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=st.lists(operation, max_size=12))
 def test_any_history_agrees_with_a_plain_set(tmp_path_factory, operations):
     spec = StoreSpec(KEY, 40, (3,), "float32", 11)
@@ -383,8 +389,7 @@ def test_any_history_agrees_with_a_plain_set(tmp_path_factory, operations):
             shard = min(chosen)
             path = store.folder / f"{shard:05d}.npy"
             if path.exists():
-                flip(path, -1)
-                os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+                zero_checksum(path)
                 there -= set(range(shard * 11, shard * 11 + 11))
         elif name == "bad":
             store.mark_bad(dict.fromkeys(chosen, "unreadable"))

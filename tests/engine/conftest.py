@@ -20,8 +20,8 @@ source: {model: torchvision/squeezenet1_1, weights: none, preprocess: {resize: 6
 target: {dataset: folder, path: %(data)s, image_size: 64, batch_size: 8, splits: {val: 0.2, test: 0.3}}
 transfer: {type: feature}
 freeze:
-  - {train: head, epochs: 3}
-optimizer: {name: adamw, lr: 1e-2}
+  - {train: head, epochs: 12}
+optimizer: {name: adamw, lr: 3e-2}
 runtime: {cache: %(cache)s, precision: float32}
 """
 

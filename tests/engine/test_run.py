@@ -32,7 +32,7 @@ def test_result_has_the_numbers(finished, read_result):
     assert low <= result["metrics"]["test"]["accuracy"] <= high
     assert result["data"] == {"images": 60, "classes": 3, "quarantined": 0, "computed": 60}
     phase = result["phases"][0]
-    assert (phase["train"], phase["epochs"], phase["trainable_parameters"]) == (["head"], 3, 512 * 3 + 3)
+    assert (phase["train"], phase["epochs"], phase["trainable_parameters"]) == (["head"], 12, 512 * 3 + 3)
     assert (phase["frozen_tensors"], phase["frozen_changed"]) == (50, 0)
     assert phase["input"] == {"cut": "pooled", "mode": "stored"}
 
@@ -93,7 +93,7 @@ def test_predict_json(finished):
     assert [entry["path"].rsplit("/", 1)[1] for entry in found["predictions"]] == ["a.png"]
     assert set(found["predictions"][0]["probabilities"]) == {"blue", "green", "red"}
     assert sum(found["predictions"][0]["probabilities"].values()) == pytest.approx(1)
-    assert [(entry["path"].rsplit("/", 1)[1], entry["reason"]) for entry in found["quarantined"]] == [("broken.jpg", "truncated file")]
+    assert [(entry["path"].rsplit("/", 1)[1], entry["reason"]) for entry in found["quarantined"]] == [("broken.jpg", "damaged file: its header can't be read")]
 
 
 def test_resume_of_a_finished_bundle_is_refused(finished):
@@ -102,7 +102,7 @@ def test_resume_of_a_finished_bundle_is_refused(finished):
 
 
 def test_a_run_as_source(finished, read_result):
-    again = finished.run(f"source.model=run:{finished.bundle}", "source.preprocess={}", "target.image_size=64", out="from-run")
+    again = finished.run(f"source.model=run:{finished.bundle}", "source.weights=DEFAULT", out="from-run")
     assert read_result(again)["status"] == "finished"
 
 
@@ -119,7 +119,7 @@ def test_bad_images_are_quarantined_and_too_many_stop_the_run(workplace, read_re
 @pytest.mark.parametrize("overrides", [
     ("head.hidden=[16]", "head.dropout=0.3", "optimizer.label_smoothing=0.1", "optimizer.class_weights=balanced"),
     ("optimizer.name=sgd", "optimizer.schedule=cosine", "optimizer.warmup_epochs=1", "optimizer.clip_norm=1.0", "transfer.at=stage1"),
-    ("optimizer.name=adam", "optimizer.schedule=one_cycle", "freeze.0.until={metric: val.loss, patience: 1, max_epochs: 4}", "freeze.0.epochs=null"),
+    ("optimizer.name=adam", "optimizer.schedule=one_cycle", "freeze=[{train: head, until: {metric: val.loss, max_epochs: 4}}]"),
 ])  # fmt: skip
 def test_options_of_head_and_optimizer(workplace, read_result, overrides):
     bundle = workplace.run(*overrides, "runtime.checkpoint=4")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xfer.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, XferError
+from xfer.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, RecipeError, XferError
 
 VERBS = {
     "run": "Run a recipe: extract features once, train, test, write a bundle.",
@@ -74,6 +74,6 @@ def run(arguments: list[str] | None = None) -> int:
 
 def say(error: XferError) -> None:
     """The error and its hint on stderr, never wrapped."""
-    click.echo(error.message if error.exit_code == EXIT_USAGE and "\n" in error.message else f"error: {error.message}", err=True)
+    click.echo(error.message if isinstance(error, RecipeError) else f"error: {error.message}", err=True)
     if error.hint:
         click.echo(f"  {error.hint}", err=True)

@@ -98,7 +98,5 @@ def _objects(place: str) -> DataError:
 
 
 def _damaged(place: str, error: BaseException) -> DataError:
-    return DataError(
-        f"{place}: the file is damaged or not in numpy's format: {str(error).splitlines()[0] if str(error) else error!r}",
-        path="target.path",
-    )
+    told = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{place}: the file is damaged or not in numpy's format: {told}", path="target.path")

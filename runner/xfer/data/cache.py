@@ -187,6 +187,8 @@ def _remove(root: Path, entries: Sequence[StoreEntry]) -> Removal:
     for entry in entries:
         try:
             (removed if _take_away(entry.folder) else in_use).append(entry)
+        except FileNotFoundError:  # another process removed it
+            continue
         except OSError as error:
             raise store_fault(error, entry.folder) from error
     _empty_trash(root)

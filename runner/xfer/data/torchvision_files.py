@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xfer.data.dataset import UNASSIGNED
@@ -34,6 +35,7 @@ class FileSet:
     variant: str | None = None
     variants: tuple[str | int, ...] = ()
     folders: tuple[str, ...] = ()  # by variant, where they differ
+    own: Callable[[Path, str], Files] | None = None  # lists a split below the root where torchvision's class is too strict
 
     def folder_of(self, variant: str) -> str:
         """The folder's name for a variant ('' for a data set without)."""
@@ -62,6 +64,16 @@ def _caltech(folder: str, file: str) -> Callable[[Any], Files]:
     return files
 
 
+def _flowers(root: Path, split: str) -> Files:
+    """By the two label files; torchvision's class refuses any that are not the published ones, byte for byte."""
+    from scipy.io import loadmat
+
+    folder = root / "flowers-102"
+    rows = loadmat(folder / "setid.mat", squeeze_me=True)[{"train": "trnid", "val": "valid", "test": "tstid"}[split]]
+    labels = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
+    return [(str(folder / "jpg" / f"image_{number:05d}.jpg"), int(labels[number - 1]) - 1) for number in rows.reshape(-1).tolist()]
+
+
 FILE_SETS: dict[str, FileSet] = {
     "Caltech101": FileSet(
         "caltech101", "101_ObjectCategories/", files=_caltech("101_ObjectCategories", "image_{number:04d}.jpg"), takes_loader=False
@@ -81,7 +93,7 @@ FILE_SETS: dict[str, FileSet] = {
         variant="annotation_level",
         variants=("variant", "family", "manufacturer"),
     ),
-    "Flowers102": FileSet("flowers-102", "jpg/, imagelabels.mat and setid.mat", _splits("train", "val", "test")),
+    "Flowers102": FileSet("flowers-102", "jpg/, imagelabels.mat and setid.mat", _splits("train", "val", "test"), own=_flowers),
     "Food101": FileSet("food-101", "images/ and meta/", _splits("train", "test")),
     "GTSRB": FileSet(
         "gtsrb",

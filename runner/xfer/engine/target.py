@@ -46,7 +46,8 @@ class Target:
         """Labels of training and validation rows; a test row's label is never given here."""
         if (self._splits[rows] == "test").any():
             raise AssertionError("test labels are shut: open_test records the opening first")
-        return self.dataset.labels[rows]
+        labels: np.ndarray = self.dataset.labels[rows]
+        return labels
 
     def open_test(self, bundle: Bundle, *, reason: str) -> tuple[np.ndarray, np.ndarray]:
         """(rows, labels) of the test split, after the opening was written to the bundle's ledger."""

@@ -6,31 +6,19 @@ text. `yes`, `no`, `on` and `off` are booleans as everywhere in YAML 1.1, and a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from xfer.errors import Fault
 from xfer.recipe.paths import Keys, as_keys, render
+from xfer.recipe.yaml_text import MAX_DEPTH, TAG, compose, plain_tag
 
-MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded, as in OmegaConf
-MAX_DEPTH = 40
 
-_TAG = "tag:yaml.org,2002:"
 _TRUE = {"yes", "true", "on"}
-_FRIENDLY = {
-    "mapping values are not allowed here": "a ':' is not allowed here; a value that holds ': ' needs quotes",
-    "could not find expected ':'": "a key without ':' after it",
-    "found unexpected end of stream": "a quote is opened and never closed",
-    "found character '\\t' that cannot start any token": "a tab; indent with spaces",
-    "but found another document": "a second document begins here; a recipe is one",
-}
-_AT_CONTEXT = ("could not find expected ':'", "found unexpected end of stream")  # PyYAML's mark is where it gave up, further down
 
 
 @dataclass(frozen=True)
@@ -56,60 +44,15 @@ class Document:
     blocked: set[Keys] = field(default_factory=set)
 
 
-class _Loader(yaml.SafeLoader):
-    """Composes nodes with our own reading of plain scalars."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-_Loader.add_implicit_resolver(
-    _TAG + "bool", re.compile(r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$"), list("yYnNtTfFoO")
-)
-_Loader.add_implicit_resolver(
-    _TAG + "int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    _TAG + "float",
-    re.compile(
-        r"(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver(_TAG + "null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(_TAG + "merge", re.compile(r"<<$"), ["<"])
-
-
 class _Refused(Exception):
     """A value that can't be used; the fault is noted already."""
-
-
-def read_text(path: Path, name: str) -> tuple[str | None, Fault | None]:
-    """The text of a recipe file, or the fault that says why there is none."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None, Fault(name, None, None, "", f"no such file: {path.absolute()}")
-    except IsADirectoryError:
-        return None, Fault(name, None, None, "", f"a folder, not a recipe: {path.absolute()}")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return None, Fault(name, None, None, "", f"can't be read: {(reason or str(error)).lower()}")
-    if len(content) > MAX_BYTES:
-        return None, Fault(name, None, None, "", f"larger than {MAX_BYTES:,} bytes: not a recipe")
-    try:
-        return content.decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
-        return None, Fault(name, line, column, "", f"not UTF-8 text: byte 0x{content[error.start]:02x}; save the file as UTF-8")
 
 
 def parse(text: str, name: str) -> Document:
     """A recipe's text; `name` is what faults call the file."""
     document = Document()
     builder = _Builder(document, lambda node, raw: Place(name, node.start_mark.line + 1, node.start_mark.column + 1, raw=raw))
-    node = _compose(text, lambda line, column, message: document.faults.append(Fault(name, line, column, "", message)))
+    node = compose(text, lambda line, column, message: document.faults.append(Fault(name, line, column, "", message)))
     if node is None:
         if not document.faults:
             message = "empty; a recipe needs at least source.model, target.dataset and transfer.type"
@@ -143,10 +86,9 @@ def parse_value(text: str, override: str, keys: Keys) -> Document:
 
     builder = _Builder(document, lambda node, raw: Place(override=override, sets=keys, raw=raw))
     if text[:1] in ("[", "{", "'", '"'):
-        node = _compose(text, say)
+        node = compose(text, say)
     else:
-        resolve: Any = _Loader("").resolve
-        tag = resolve(yaml.ScalarNode, text, (True, False))
+        tag = plain_tag(text)
         mark = yaml.Mark(override, 0, 0, 0, None, 0)
         node = yaml.ScalarNode(tag, text, mark, mark, style=None)
     if node is not None:
@@ -157,52 +99,6 @@ def parse_value(text: str, override: str, keys: Keys) -> Document:
         except _Refused:
             document.blocked.add(keys)
     return document
-
-
-def _compose(text: str, say: Callable[[int, int, str], None]) -> yaml.Node | None:
-    """The node tree, or None after `say(line, column, message)`."""
-    try:
-        loader = _Loader(text)
-        return loader.get_single_node()
-    except yaml.reader.ReaderError as error:
-        before = text[: error.position]
-        say(
-            before.count("\n") + 1,
-            error.position - (before.rfind("\n") + 1) + 1,
-            f"not valid YAML: the character {chr(error.character)!r} is not allowed",
-        )
-    except yaml.MarkedYAMLError as error:
-        mark = (error.context_mark if error.problem in _AT_CONTEXT else None) or error.problem_mark or error.context_mark
-        say(mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, f"not valid YAML: {_friendly(error)}")
-    except RecursionError:
-        say(1, 1, f"nested deeper than {MAX_DEPTH} levels")
-    return None
-
-
-def _friendly(error: yaml.MarkedYAMLError) -> str:
-    problem, context = error.problem or "can't be parsed", error.context or ""
-    found = re.search(r"found '?(?:undefined alias '|character ')?([^ ']+)'", problem)
-    if problem in _FRIENDLY:
-        return _FRIENDLY[problem]
-    if problem.startswith("found undefined alias") and found:
-        return f"'*{found[1]}' names no '&{found[1]}' above it; a value that begins with '*' needs quotes"
-    if context.startswith(("while scanning an alias", "while scanning an anchor")):
-        return f"a value that begins with '{'*' if 'alias' in context else '&'}' needs quotes"
-    if "cannot start any token" in problem and found:
-        return f"a value that begins with '{found[1]}' needs quotes"
-    if problem == "expected <block end>, but found ':'":
-        return "a key is missing before ':'"
-    if problem.startswith("expected <block end>"):
-        return "the indentation does not fit the lines above"
-    if "<stream end>" in problem:
-        return "a '[' or '{' is opened and never closed"
-    if "flow sequence" in context or "flow mapping" in context:
-        opened = "[" if "sequence" in context else "{"
-        line = error.context_mark.line + 1 if error.context_mark else 1
-        return f"the '{opened}' opened on line {line} is not closed, or a comma is missing"
-    if problem.startswith("expected the node content") and found:
-        return f"a value is expected before '{found[1]}'; one that begins with it needs quotes"
-    return problem
 
 
 class _Builder:
@@ -249,11 +145,11 @@ class _Builder:
         if len(keys) > MAX_DEPTH:  # an alias can deepen what `check` measured once
             self.refuse(node, keys, f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(node, yaml.MappingNode):
-            if node.tag != _TAG + "map":
+            if node.tag != TAG + "map":
                 self.refuse_tag(node, keys)
             return self.mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
-            if node.tag != _TAG + "seq":
+            if node.tag != TAG + "seq":
                 self.refuse_tag(node, keys)
             items = []
             for index, item in enumerate(node.value):
@@ -289,18 +185,18 @@ class _Builder:
         if not isinstance(node, yaml.ScalarNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
             self.note(node, keys, f"a key must be text, not {kind}", block=False)
-        elif node.tag == _TAG + "str":
+        elif node.tag == TAG + "str":
             if node.value:
                 return str(node.value)
             self.note(node, keys, "a key must not be empty", block=False)
-        elif node.tag == _TAG + "merge":
+        elif node.tag == TAG + "merge":
             self.note(node, keys, "'<<' takes the alias of a mapping, or a list of them", block=False)
-        elif node.tag == _TAG + "null" and not node.value:
+        elif node.tag == TAG + "null" and not node.value:
             self.note(node, keys, "a key is missing before ':'", block=False)
-        elif node.tag.startswith(_TAG) and node.tag[len(_TAG) :] in ("bool", "int", "float", "null"):
+        elif node.tag.startswith(TAG) and node.tag[len(TAG) :] in ("bool", "int", "float", "null"):
             hint = (
                 f"; YAML reads {node.value} as {_spoken(node)}"
-                if node.tag == _TAG + "bool" and node.value.lower() not in ("true", "false")
+                if node.tag == TAG + "bool" and node.value.lower() not in ("true", "false")
                 else ""
             )
             self.note(node, (*keys, node.value), f"a key must be text{hint}; write it in quotes: '{node.value}'", block=False)
@@ -309,7 +205,7 @@ class _Builder:
         return None
 
     def scalar(self, node: yaml.Node, keys: tuple[str | int, ...]) -> Any:
-        kind, text = node.tag.removeprefix(_TAG), str(node.value)
+        kind, text = node.tag.removeprefix(TAG), str(node.value)
         if kind == "str" or kind in ("merge", "value"):
             if text == "???":
                 self.refuse(node, keys, "'???' marks a value that is still to be filled in")
@@ -361,7 +257,7 @@ def _merged(node: yaml.MappingNode) -> list[tuple[Any, yaml.Node]]:
     own: list[tuple[Any, yaml.Node]] = []
     brought: list[tuple[Any, yaml.Node]] = []
     for key, value in node.value:
-        if key.tag != _TAG + "merge":
+        if key.tag != TAG + "merge":
             own.append((key, value))
             continue
         for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
@@ -387,4 +283,4 @@ def _spoken(node: yaml.ScalarNode) -> str:
 
 
 def _tag(node: yaml.Node) -> str:
-    return str(node.tag).replace(_TAG, "!!")
+    return str(node.tag).replace(TAG, "!!")

@@ -15,10 +15,11 @@ from xfer.plugins import nearest
 from xfer.recipe import shape
 from xfer.recipe.document import Document, Place
 from xfer.recipe.paths import Keys, as_keys, related, render
-from xfer.recipe.schema import LIST, MAPPING, SCALAR, Recipe
+from xfer.recipe.rules import LIST, MAPPING, SCALAR
+from xfer.recipe.schema import Recipe
+from xfer.recipe.words import shown
 
 MAX_ROUNDS = 50  # taking a faulty key out can bring up another fault, but not for ever
-_LONGEST = 60  # characters of a value in a message
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -235,19 +236,6 @@ def not_one_of(value: Any, choices: list[str], word: str | None = None) -> tuple
     guess = nearest(value.lower(), choices) if isinstance(value, str) else "none" if value is False and "none" in choices else None
     what = f"{word}, which YAML reads as {shown(value)}," if word else shown(value)
     return f"{what} is not one of {', '.join(choices)}", guess
-
-
-def shown(value: Any, *, quotes: bool = True) -> str:
-    """A value in a message: short, and as YAML has it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    text = str(value)
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)
-    return f"'{text}'" if isinstance(value, str) and quotes else text
 
 
 def _yaml_word(findings: Findings, keys: tuple[str | int, ...], value: Any) -> str | None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from xfer.errors import Fault
-from xfer.recipe.document import Document, Place, parse, read_text
-from xfer.recipe.faults import Findings, fault_at, shown
+from xfer.recipe.document import Document, Place, parse
+from xfer.recipe.faults import Findings, fault_at
 from xfer.recipe.paths import Keys
+from xfer.recipe.words import shown
+from xfer.recipe.yaml_text import read_text
 
 PACKAGE, FILE = "pkg://", "file://"
 

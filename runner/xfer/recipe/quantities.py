@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from xfer.recipe.words import shown
+
 BYTES = {
     "b": 1,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "pb": 10**15,
@@ -27,10 +29,10 @@ def parse_bytes(value: str | int) -> int:
     """
     amount, unit = _split(value)
     if unit is None or unit.lower() not in {"", *BYTES} or (not unit and amount != int(amount)):
-        raise ValueError(f"must be a size such as '50GB', '512MiB' or a whole number of bytes, not {value!r}")
+        raise ValueError(f"must be a size such as '50GB', '512MiB' or a whole number of bytes, not {shown(value)}")
     n_bytes = int(amount * BYTES[unit.lower() or "b"])
     if n_bytes < 1:
-        raise ValueError(f"must be at least one byte, not {value!r}")
+        raise ValueError(f"must be at least one byte, not {shown(value)}")
     return n_bytes
 
 
@@ -42,9 +44,9 @@ def parse_seconds(value: str) -> float:
     """
     amount, unit = _split(value)
     if not unit or unit.lower() not in SECONDS:
-        raise ValueError(f"must be a duration such as '30s', '5min' or '2h', not {value!r}")
+        raise ValueError(f"must be a duration such as '30s', '5min' or '2h', not {shown(value)}")
     if amount <= 0:
-        raise ValueError(f"must be longer than no time, not {value!r}")
+        raise ValueError(f"must be longer than no time, not {shown(value)}")
     return amount * SECONDS[unit.lower()]
 
 

@@ -4,130 +4,38 @@ Sections that later work needs are validated here already and refused only when 
 `method` and `policy` and are bound to the plugin's signature later, so those three models let unknown keys pass into `options`.
 
 Validation is strict (no text becomes a number), and every union picks its branch by the shape of what was written, so that one
-mistake is one fault. Rules of our own raise ValueError with the words a person reads, or `broken` to name the key beside.
+mistake is one fault. What types can't say stands in `rules`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
-from xfer.plugins import nearest
-from xfer.recipe.quantities import parse_bytes, parse_seconds
+from xfer.recipe import rules
 
-LARGEST = 1_000_000_000  # of counts: more is a slip of the hand
-METRICS = ("accuracy", "macro_f1", "ece", "loss")
-DISTRIBUTIONS = ("uniform", "loguniform", "integer", "loginteger", "choice", "grid")
 PHASE_EPOCHS = 10
-LIST, MAPPING, SCALAR = "<list>", "<mapping>", "<scalar>"  # branches of a union, as they show up in pydantic's locations
-
-
-def _mapping_or_scalar(value: Any) -> str:
-    return MAPPING if isinstance(value, dict | BaseModel) else SCALAR
-
-
-def _list_or_scalar(value: Any) -> str:
-    return LIST if isinstance(value, list) else SCALAR
-
-
-def _list_or_mapping(value: Any) -> str:
-    return LIST if isinstance(value, list) else MAPPING
-
-
-def broken(key: str, message: str) -> PydanticCustomError:
-    """A rule over several keys is broken; the fault is placed at `key`."""
-    return PydanticCustomError("rule", "{message}", {"key": key, "message": message})
-
-
-def _sane(value: Any) -> Any:
-    if value > LARGEST:
-        raise ValueError(f"must be at most {LARGEST}, not {value}")
-    return value
-
-
-def _matching(pattern: str, words: str) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {words}, not '{value}'")
-        return value
-
-    return check
-
-
-def _per_channel(values: list[float]) -> list[float]:
-    if len(values) not in (1, 3):
-        raise ValueError(f"must have 1 or 3 numbers, one for each channel, not {len(values)}")
-    return values
-
-
-def _size(value: Any) -> Any:
-    parse_bytes(value)
-    return value
-
-
-def _interval(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"must be at least 1 step, not {value}")
-    elif isinstance(value, str):
-        parse_seconds(value)
-    else:
-        raise ValueError(f"must be a duration such as '5min' or a whole number of steps, not {value!r}")
-    return value
-
-
-def _gpus(value: Any) -> Any:
-    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-        raise ValueError(f"must be 'auto' or a number of at least 0, not {value!r}")
-    return value
-
-
-def _metric(value: str) -> str:
-    """What may choose: validation metrics and label-free scores, never the test split."""
-    split, _, name = value.partition(".")
-    if split == "test":
-        raise ValueError(f"'{value}' is of the test split, which may not choose anything; use 'val.{name or 'accuracy'}'")
-    if split == "score" and name:
-        return value
-    if split != "val" or name not in METRICS:
-        guess = nearest(value if split == "val" else f"val.{value}", [f"val.{metric}" for metric in METRICS])
-        known = ", ".join(f"val.{metric}" for metric in METRICS)
-        raise ValueError(f"'{value}' is not one of {known}, score.*" + (f"; did you mean '{guess}'?" if guess else ""))
-    return value
-
-
-def _phases_in_a_list(value: Any) -> Any:
-    if isinstance(value, dict) and "policy" not in value and {"train", "epochs", "until"} & set(value):
-        raise ValueError("a phase stands in a list: put '- ' before its first key")
-    if value is not None and not isinstance(value, list | dict | BaseModel):
-        policy = value if isinstance(value, str) else "gradual"
-        raise ValueError(f"must be a list of phases or a policy such as {{policy: {policy}}}, not {value!r}")
-    return value
-
 
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1), AfterValidator(_sane)]
-Natural = Annotated[int, Field(ge=0), AfterValidator(_sane)]
-Rate = Annotated[float, Field(gt=0), AfterValidator(_sane)]
-Weight = Annotated[float, Field(ge=0), AfterValidator(_sane)]
+Positive = Annotated[int, Field(ge=1), AfterValidator(rules.sane)]
+Natural = Annotated[int, Field(ge=0), AfterValidator(rules.sane)]
+Rate = Annotated[float, Field(gt=0), AfterValidator(rules.sane)]
+Weight = Annotated[float, Field(ge=0), AfterValidator(rules.sane)]
 Decay = Annotated[float, Field(gt=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Side = Annotated[int, Field(ge=8, le=4096)]
-Metric = Annotated[Text, AfterValidator(_metric), Field(examples=["val.accuracy"])]
+Metric = Annotated[Text, AfterValidator(rules.metric), Field(examples=["val.accuracy"])]
 Name = Annotated[
     Text,
     Field(max_length=100),
     AfterValidator(
-        _matching(r"[^\W_][\w .+-]*(?<! )", "a folder's name (letters, digits, '-', '_', '.', spaces inside; a letter or digit first)")
+        rules.matching(r"[^\W_][\w .+-]*(?<! )", "a folder's name (letters, digits, '-', '_', '.', spaces inside; a letter or digit first)")
     ),
 ]
-Device = Annotated[Text, AfterValidator(_matching(r"auto|cpu|mps|(cuda|gpu)(:\d{1,3})?", "auto, cpu, mps, cuda or cuda:NUMBER"))]
+Device = Annotated[Text, AfterValidator(rules.matching(r"auto|cpu|mps|(cuda|gpu)(:\d{1,3})?", "auto, cpu, mps, cuda or cuda:NUMBER"))]
 Model = Annotated[Text, Field(examples=["torchvision/resnet18"])]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "one_cycle", "plateau"]
@@ -156,8 +64,8 @@ class Preprocessing(Strict):
     resize: Side | None = None
     crop: Side | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
-    mean: Annotated[list[float], AfterValidator(_per_channel)] | None = None
-    std: Annotated[list[Rate], AfterValidator(_per_channel)] | None = None
+    mean: Annotated[list[float], AfterValidator(rules.per_channel)] | None = None
+    std: Annotated[list[Rate], AfterValidator(rules.per_channel)] | None = None
     range: Literal["0..1", "0..255", "-1..1"] | None = None
     channels: Literal["rgb", "bgr"] | None = None
 
@@ -170,7 +78,7 @@ class Weights(Strict):
     part: Text | None = None
 
 
-WeightsField = Annotated[Annotated[Text, Tag(SCALAR)] | Annotated[Weights, Tag(MAPPING)], Discriminator(_mapping_or_scalar)]
+WeightsField = Annotated[Annotated[Text, Tag(rules.SCALAR)] | Annotated[Weights, Tag(rules.MAPPING)], rules.MAPPING_OR_SCALAR]
 
 
 class Splits(Strict):
@@ -201,7 +109,7 @@ class Target(WithOptions):
     splits: Splits = Field(default_factory=Splits)
     image_size: Side | None = None
     batch_size: Positive = 32
-    augment: Annotated[Annotated[AugmentName, Tag(SCALAR)] | Annotated[Augment, Tag(MAPPING)], Discriminator(_mapping_or_scalar)] = "none"
+    augment: Annotated[Annotated[AugmentName, Tag(rules.SCALAR)] | Annotated[Augment, Tag(rules.MAPPING)], rules.MAPPING_OR_SCALAR] = "none"
     max_bad: Share = 0.01
 
 
@@ -266,8 +174,8 @@ class Phase(OptimizerFields):
     """One phase: what trains, and for how long (10 epochs where nothing is said)."""
 
     train: Annotated[
-        Annotated[Text, Tag(SCALAR)] | Annotated[list[Text], Field(min_length=1), Tag(LIST)],
-        Discriminator(_list_or_scalar),
+        Annotated[Text, Tag(rules.SCALAR)] | Annotated[list[Text], Field(min_length=1), Tag(rules.LIST)],
+        rules.LIST_OR_SCALAR,
         Field(examples=["head"]),
     ]
     epochs: Positive | None = None
@@ -288,7 +196,7 @@ class Phase(OptimizerFields):
     @model_validator(mode="after")
     def one_length(self) -> Phase:
         if self.epochs is not None and self.until is not None:
-            raise broken(
+            raise rules.broken(
                 "epochs", "stands beside 'until', and only one of them can say how long the phase is; for a limit write until.max_epochs"
             )
         return self
@@ -301,9 +209,9 @@ class Policy(WithOptions):
 
 
 Freeze = Annotated[
-    Annotated[list[Phase], Field(min_length=1), Tag(LIST)] | Annotated[Policy, Tag(MAPPING)],
-    Discriminator(_list_or_mapping),
-    BeforeValidator(_phases_in_a_list),
+    Annotated[list[Phase], Field(min_length=1), Tag(rules.LIST)] | Annotated[Policy, Tag(rules.MAPPING)],
+    rules.LIST_OR_MAPPING,
+    BeforeValidator(rules.phases_in_a_list),
 ]
 
 
@@ -329,8 +237,8 @@ class Runtime(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
     cache: Text = "~/.cache/xfer"
-    cache_budget: Annotated[str | int, BeforeValidator(_size)] = "50GB"
-    checkpoint: Annotated[str | int, BeforeValidator(_interval)] = "5min"
+    cache_budget: Annotated[str | int, BeforeValidator(rules.size)] = "50GB"
+    checkpoint: Annotated[str | int, BeforeValidator(rules.interval)] = "5min"
     keep: Positive = 2
 
 
@@ -343,15 +251,15 @@ class Workers(Strict):
     @model_validator(mode="after")
     def in_order(self) -> Workers:
         if self.max < self.min:
-            raise broken("max", f"must be at least min, which is {self.min}, not {self.max}")
+            raise rules.broken("max", f"must be at least min, which is {self.min}, not {self.max}")
         return self
 
 
 class Cluster(Strict):
     """Only if the run is to be spread."""
 
-    workers: Annotated[Annotated[Positive, Tag(SCALAR)] | Annotated[Workers, Tag(MAPPING)], Discriminator(_mapping_or_scalar)] = 1
-    gpus_per_worker: Annotated[Literal["auto"] | float, BeforeValidator(_gpus)] = "auto"
+    workers: Annotated[Annotated[Positive, Tag(rules.SCALAR)] | Annotated[Workers, Tag(rules.MAPPING)], rules.MAPPING_OR_SCALAR] = 1
+    gpus_per_worker: Annotated[Literal["auto"] | float, BeforeValidator(rules.n_gpus)] = "auto"
     address: Text | None = None
     storage: Text | None = None
     max_failures: Natural = 3
@@ -370,7 +278,7 @@ class Named(WithOptions):
     name: Annotated[Text, Field(examples=["optuna"])]
 
 
-NamedField = Annotated[Annotated[Text, Tag(SCALAR)] | Annotated[Named, Tag(MAPPING)], Discriminator(_mapping_or_scalar)]
+NamedField = Annotated[Annotated[Text, Tag(rules.SCALAR)] | Annotated[Named, Tag(rules.MAPPING)], rules.MAPPING_OR_SCALAR]
 
 
 class Space(Strict):
@@ -386,15 +294,15 @@ class Space(Strict):
 
     @model_validator(mode="after")
     def one_distribution(self) -> Space:
-        given = [name for name in DISTRIBUTIONS if getattr(self, name) is not None]
+        given = [name for name in rules.DISTRIBUTIONS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"needs one of {', '.join(DISTRIBUTIONS)}" + (f", not {' and '.join(given)} together" if given else ""))
+            raise ValueError(f"needs one of {', '.join(rules.DISTRIBUTIONS)}" + (f", not {' and '.join(given)} together" if given else ""))
         name, values = given[0], getattr(self, given[0])
         if name not in ("choice", "grid"):
             if len(values) != 2 or values[0] >= values[1]:
-                raise broken(name, f"must be [low, high] with low below high, not {values}")
+                raise rules.broken(name, f"must be [low, high] with low below high, not {values}")
             if name.startswith("log") and values[0] <= 0:
-                raise broken(name, f"low must be above 0 on a logarithmic scale, not {values[0]:g}")
+                raise rules.broken(name, f"low must be above 0 on a logarithmic scale, not {values[0]:g}")
         return self
 
 

@@ -129,12 +129,16 @@ def _predictions(files: BundleFiles) -> Predictions | None:
     classes = _classes(files, labels)
     values = table.column("probabilities").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if len(labels) == 0 or len(values) != len(labels) * len(classes):
-        files.notes.append(f"predictions.parquet can't be used: {len(values)} probabilities for {len(labels)} images and {len(classes)} classes")
+        files.notes.append(
+            f"predictions.parquet can't be used: {len(values)} probabilities for {len(labels)} images and {len(classes)} classes"
+        )
         return None
     index = {name: place for place, name in enumerate(classes)}
     known = np.array([label in index for label in labels])
     if not known.all():
-        files.notes.append(f"predictions.parquet: {int((~known).sum())} of its images have a label that is none of the classes; they are left out")
+        files.notes.append(
+            f"predictions.parquet: {int((~known).sum())} of its images have a label that is none of the classes; they are left out"
+        )
     rows = np.flatnonzero(known)
     if len(rows) == 0:
         return None

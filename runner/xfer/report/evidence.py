@@ -63,7 +63,11 @@ def metrics_table(files: BundleFiles) -> list[dict[str, Any]]:
         outside = name in bounds and name in test and not bounds[name][0] <= test[name] <= bounds[name][1]
         rows.append(
             {
-                "title": METRIC_TITLES.get(name, name), "val": val.get(name), "test": test.get(name), "interval": bounds.get(name), "outside": outside,
+                "title": METRIC_TITLES.get(name, name),
+                "val": val.get(name),
+                "test": test.get(name),
+                "interval": bounds.get(name),
+                "outside": outside,
             }  # fmt: skip
         )
     return rows
@@ -138,7 +142,9 @@ def _confused_pairs(matrix: np.ndarray, classes: tuple[str, ...]) -> list[tuple[
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:8]
     cells = [divmod(int(cell), len(classes)) for cell in order]
-    return [(classes[true], classes[taken], int(wrong[true, taken]), int(matrix[true].sum())) for true, taken in cells if wrong[true, taken]]
+    return [
+        (classes[true], classes[taken], int(wrong[true, taken]), int(matrix[true].sum())) for true, taken in cells if wrong[true, taken]
+    ]
 
 
 def _class_rows(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -48,7 +48,9 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 class Frame:
     """A plot area with margins; maps data to pixels and collects elements."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], *, size: tuple[int, int], margins: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], *, size: tuple[int, int], margins: tuple[int, int, int, int]
+    ) -> None:
         self.width, self.height = size
         self.top, self.right, self.bottom, self.left = margins
         self.x_range, self.y_range = x, y
@@ -120,7 +122,9 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 def _bands(frame: Frame, bands: Sequence[Band]) -> None:
     for place, band in enumerate(bands):
         left, right = frame.x(band.start + 0.5), frame.x(band.end + 0.5)
-        frame.rect(left, frame.top, right - left, frame.height - frame.top - frame.bottom, f"band band{place % 2}", title=f"phase {band.name}")
+        frame.rect(
+            left, frame.top, right - left, frame.height - frame.top - frame.bottom, f"band band{place % 2}", title=f"phase {band.name}"
+        )
         if place:
             frame.line(left, frame.top - 4, left, frame.height - frame.bottom, "phase-line")
         room = int((right - left) / 6.2)
@@ -142,8 +146,17 @@ def standing(entries: Sequence[tuple[str, float, Sequence[float] | None]]) -> Ma
         frame.text(frame.left - 12, middle + 4, name, anchor="end", style="name strong" if place == 0 else "name")
         frame.line(frame.x(0), middle, frame.x(value), middle, f"stem {style}")
         if bounds:
-            frame.rect(frame.x(bounds[0]), middle - 6, frame.x(bounds[1]) - frame.x(bounds[0]), 12, "interval", title=f"95 % interval: {bounds[0]:.3f} to {bounds[1]:.3f}")
-        frame.add('<circle cx="{}" cy="{}" r="5" class="{}"><title>{}: {}</title></circle>', frame.x(value), middle, style, name, fraction(value))
+            frame.rect(
+                frame.x(bounds[0]),
+                middle - 6,
+                frame.x(bounds[1]) - frame.x(bounds[0]),
+                12,
+                "interval",
+                title=f"95 % interval: {bounds[0]:.3f} to {bounds[1]:.3f}",
+            )
+        frame.add(
+            '<circle cx="{}" cy="{}" r="5" class="{}"><title>{}: {}</title></circle>', frame.x(value), middle, style, name, fraction(value)
+        )
         frame.text(frame.width - 4, middle + 4, fraction(value), anchor="end", style="name strong" if place == 0 else "name")
     return frame.svg("test accuracy beside baselines")
 
@@ -188,7 +201,11 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
         for column in range(n):
             value = int(matrix[row, column])
             x, y, share = margin + column * cell, margin + row * cell, value / totals[row]
-            title = f"{names[row]} taken for {names[column]}: {count(value)} ({share:.1%})" if row != column else f"{names[row]}: {count(value)} right ({share:.1%})"
+            title = (
+                f"{names[row]} taken for {names[column]}: {count(value)} ({share:.1%})"
+                if row != column
+                else f"{names[row]}: {count(value)} right ({share:.1%})"
+            )
             style = "cell" if not value else ("right" if row == column else "wrong")
             frame.rect(x, y, cell - 1, cell - 1, style, title=title, opacity=0.12 + 0.88 * share if value else 1.0)
             if value and cell >= 20:
@@ -198,7 +215,13 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
             middle = margin + (place + 0.5) * cell
             shown = shorten(name, (margin - 16) // 6)
             frame.text(margin - 7, middle + 4, shown, anchor="end", title=name)
-            frame.add('<g transform="translate({} {}) rotate(-55)"><text class="tick">{}<title>{}</title></text></g>', round(middle, 2), margin - 7, shown, name)
+            frame.add(
+                '<g transform="translate({} {}) rotate(-55)"><text class="tick">{}<title>{}</title></text></g>',
+                round(middle, 2),
+                margin - 7,
+                shown,
+                name,
+            )
     frame.text(margin + side / 2, frame.height - 1, "predicted →")
     return frame.svg("confusion matrix")
 

@@ -58,7 +58,10 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
     resize = f"both sides to {seen.crop} px" if seen.stretch else f"shorter side to {seen.resize} px, centre crop {seen.crop} px"
     head = " → ".join(count(width) for width in (plan.head.inputs, *plan.head.hidden, plan.head.outputs))
     return [
-        ("source model", f"{plan.source.model} ({plan.model.library}), {parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups"),
+        (
+            "source model",
+            f"{plan.source.model} ({plan.model.library}), {parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups",
+        ),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {len(plan.data.classes)} classes"),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),
@@ -77,7 +80,9 @@ def phases(files: BundleFiles) -> list[dict[str, Any]]:
     """One entry a phase, those that did not begin yet included."""
     done = list(files.result.get("phases") or [])
     planned = files.plan.phases if files.plan else ()
-    entries = [_planned_phase(phase, files.plan, done[place] if place < len(done) else None) for place, phase in enumerate(planned) if files.plan]
+    entries = [
+        _planned_phase(phase, files.plan, done[place] if place < len(done) else None) for place, phase in enumerate(planned) if files.plan
+    ]
     return entries + [_phase(str(record.get("name", "?")), record) for record in done[len(planned) :]]
 
 

@@ -92,10 +92,12 @@ def _empty(*_: Any) -> Array:
     return Array()
 
 
-def _scalar(kind: Any, content: Any) -> Array:
-    array = Array()
-    array.value = _values(content, kind, (), "C")
-    return array
+def _scalar(kind: Any, content: Any) -> Any:
+    return _values(content, kind, (), "C").item()  # a best accuracy, a learning rate: settings, no weights
+
+
+def _no_bytes() -> bytes:
+    return b""
 
 
 def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> Array:
@@ -108,6 +110,8 @@ def _from_buffer(content: Any, kind: Any, shape: Any, order: Any) -> Array:
 # of what it is given, and theirs change nothing.
 ANSWERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encoded,
+    "builtins.bytes": _no_bytes,  # how the older protocols write an array without values
+    "__builtin__.bytes": _no_bytes,
     "numpy.dtype": _typed,
     "numpy.ndarray": _empty,
     "numpy.core.multiarray._reconstruct": _empty,

@@ -49,10 +49,8 @@ def _by_opening(file: Path, head: bytes, size: int) -> Format:
         return "safetensors"
     if LEGACY_TORCH in head[:64]:
         return "torch"
-    if head[:1] == b"\x80" or (ending in (*PICKLE_ENDINGS, *TORCH_ENDINGS) and head[:1] in TEXT_PICKLE):
+    if head[:1] == b"\x80" or ending in PICKLE_ENDINGS or (ending in TORCH_ENDINGS and head[:1] in TEXT_PICKLE):
         return "pickled arrays"
-    if ending == ".npz":
-        raise _refused(file, f"is no .npz file: it opens with {head[:8]!r}, not as a zip archive does")
     raise _refused(file, f"is no weight file that xfer knows (it opens with {head[:8]!r}). " + READABLE)
 
 

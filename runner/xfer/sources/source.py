@@ -31,7 +31,7 @@ class Source(Protocol):
         """All model names, sorted."""
         ...
 
-    def build(self, name: str, *, pretrained: bool) -> Any:
+    def build(self, name: str, *, pretrained: bool, image_size: int | None = None) -> Any:
         """The network with its own classifier and without auxiliary heads, weights not loaded, on the current device
         context (so that a meta device allocates nothing). `pretrained` says that the provider's weights will be put in,
         for networks that are built differently then."""

@@ -47,7 +47,7 @@ class TimmSource:
         from timm.models import get_arch_pretrained_cfgs
 
         settings = self._told(name, None)
-        options = {}
+        options: dict[str, Any] = {}
         if image_size is not None and settings is not None and settings.fixed_input_size and image_size != self.input_size(name):
             sizes = {told.input_size[-1] for told in get_arch_pretrained_cfgs(name.partition(".")[0]).values()}
             options = {"img_size": image_size} if not pretrained or image_size in sizes else {}

@@ -99,8 +99,9 @@ def _read_torch(file: Path) -> Any:
     harmless: list[Any] = [(answer, name) for name, answer in arrays.ANSWERS.items()]
     harmless += [arrays.Type, arrays.Array, argparse.Namespace]
     try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # a stream, because torch goes by a path's ending and not by what is in the file
+        with torch.serialization.safe_globals(harmless), file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except arrays.ForbiddenError as error:
         raise arrays.refused(file, str(error.args[0])) from None
     except pickle.UnpicklingError as error:

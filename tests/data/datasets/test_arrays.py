@@ -104,9 +104,7 @@ class TestValues:
     def test_one_rule_for_all_splits(self, saved):
         dataset = arrays(
             None,
-            path=saved(
-                x_train=IMAGES.astype(np.float32), y_train=LABELS, x_test=np.ones((3, 5, 4, 3), np.float32), y_test=LABELS[:3]
-            ),
+            path=saved(x_train=IMAGES.astype(np.float32), y_train=LABELS, x_test=np.ones((3, 5, 4, 3), np.float32), y_test=LABELS[:3]),
         )
         assert (dataset.read(6) == 1).all()
 

@@ -236,7 +236,9 @@ class TestRefusals:
     def test_an_empty_class_folder_with_images_of_another_format(self, refusal, class_folders):
         root = class_folders("a/1.png", "a/2.png", "b/")
         (root / "b/1.heic").touch()
-        assert refusal(folder, None, path=str(root))[1] == f"{root}: no image in class folder 'b'; endings read are {READ} (there are 1 .heic)"
+        assert (
+            refusal(folder, None, path=str(root))[1] == f"{root}: no image in class folder 'b'; endings read are {READ} (there are 1 .heic)"
+        )
 
     def test_fewer_images_than_classes(self, refusal, class_folders):
         root = class_folders("a/1.png", "b/2.png", "c/", "d/")

@@ -30,4 +30,4 @@ def test_another_name(refusal):
         "'sklearn/digit': no image dataset of that name comes with scikit-learn; there is sklearn/digits",
         "did you mean 'sklearn/digits'?",
     )
-    assert refusal(sklearn, "iris")[2] is None
+    assert refusal(sklearn, "covtype")[2] is None

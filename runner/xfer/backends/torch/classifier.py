@@ -34,13 +34,24 @@ def find_pooled(graph: fx.Graph, network: nn.Module) -> Pooled:
     found = _classifiers(output, network, data_nodes(graph))
     if not found:
         return Pooled(_before_dropout(output, network), (), "it has no classifying layer: its output is taken as the features")
-    widest = max(found, key=lambda node: (_width(node, network), -_order(node)))
-    source = next(iter(widest.all_input_nodes))
+    chosen = max(found, key=lambda node: (_depth(node, network), _width(node, network), -_order(node)))
+    source = next(iter(chosen.all_input_nodes))
     note = None
-    if len({node.target for node in found}) > 1:
-        names = ", ".join(sorted(str(node.target) for node in found))
-        note = f"it has several classifying layers ({names}): the features are those that {widest.target} reads"
+    names = sorted({_name(node) for node in found})
+    if len(names) > 1:
+        note = f"it has several classifying layers ({', '.join(names)}): the features are those that {_name(chosen)} reads"
     return Pooled(_before_dropout(source, network), tuple(found), note)
+
+
+def ancestors(node: fx.Node) -> list[fx.Node]:
+    """The node and all that it is computed from, in the graph's order."""
+    found, todo = {node}, [node]
+    while todo:
+        for argument in todo.pop().all_input_nodes:
+            if argument not in found:
+                found.add(argument)
+                todo.append(argument)
+    return [candidate for candidate in node.graph.nodes if candidate in found]
 
 
 def is_dropout(node: fx.Node, network: nn.Module) -> bool:
@@ -76,7 +87,9 @@ def _classifiers(output: fx.Node, network: nn.Module, data: set[fx.Node]) -> lis
             if argument not in seen:
                 seen.add(argument)
                 todo.append(argument)
-    return sorted(found, key=_order)
+    # Several classify only side by side: one that reads what another gives is part of a residual block.
+    beneath = {node for classifier in found for node in ancestors(classifier)[:-1]}
+    return [] if beneath & set(found) else sorted(found, key=_order)
 
 
 def _classifies(node: fx.Node, network: nn.Module, data: set[fx.Node]) -> bool:
@@ -107,12 +120,23 @@ def data_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def _depth(node: fx.Node, network: nn.Module) -> int:
+    """How many layers with weights lie below: a classifier on an early level has fewer than the last one."""
+    return sum(_has_weights(candidate, network) for candidate in ancestors(node))
+
+
 def _width(node: fx.Node, network: nn.Module) -> int:
     if node.op != "call_module":
         return 0
     module = network.get_submodule(str(node.target))
     width = getattr(module, "in_features", None) or getattr(module, "in_channels", 0)
     return int(width or 0)
+
+
+def _name(node: fx.Node) -> str:
+    """The layer's path, or, where a function classifies, that of the module that calls it."""
+    stack = node.meta.get("stack", ())
+    return str(node.target) if node.op == "call_module" else stack[-1][0] if stack else node.name
 
 
 def _order(node: fx.Node) -> int:

@@ -117,9 +117,11 @@ def _cuts(groups: Sequence[DerivedGroup], paths: Flow, found: Trace, known: Know
     by_count: dict[int, list[int]] = {}
     for position in paths.alone:
         later = [index for index, spans in used if spans[0][0] > position]
+        if len(later) == len(used):
+            continue  # nothing but the images, perhaps shifted
         count = min(later) if later else len(groups)
         straddled = any(first <= position < last for _, spans in used for first, last in spans)
-        if 0 < count < len(groups) and not straddled and position in sizes:
+        if count < len(groups) and not straddled and position in sizes:
             by_count.setdefault(count, []).append(position)
     everywhere = [span for _, spans in used for span in spans]
     for count, positions in sorted(by_count.items()):

@@ -34,7 +34,9 @@ class TorchNetwork:
         self.base = base.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
         self.segments = Segments(self.base, plan.model)
         self.head = Head(plan.head, seed=plan.seed).to(self.device)
-        self.dtype = DTYPES[plan.runtime.precision]
+        self.dtype = DTYPES[plan.runtime.precision]  # of rows in the store
+        # Where the processor has no fast bfloat16, float32 is both faster and more exact: rows are then only kept in it.
+        self.compute_dtype = torch.float32 if self.dtype == torch.bfloat16 and not device.fast_bfloat16 else self.dtype
         self.phase: PhasePlan | None = None
         self.optimizer: PhaseOptimizer | None = None
         self.class_weights: torch.Tensor | None = None
@@ -70,7 +72,7 @@ class TorchNetwork:
         x = self.normalised(x) if start == PIXELS else x
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             return segment(x)  # type: ignore[no-any-return]
 
     def compute(self, inputs: np.ndarray, *, start: str, end: str, pooled: bool) -> np.ndarray:

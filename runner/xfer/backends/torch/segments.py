@@ -107,7 +107,7 @@ def _graph_module(network: nn.Module, derived: Derived, nodes: Sequence[fx.Node]
     known: Known = {nodes[i]: derived.known[node] for i, node in enumerate(derived.trace.nodes) if node in derived.known}
     for node in _beyond(nodes, start.position, end.position, known):
         literal = known.get(node)
-        copied[node] = _written(graph, x, literal) if isinstance(literal, Literal) else graph.node_copy(node, copied.__getitem__)
+        copied[node] = _written(graph, x, literal) if isinstance(literal, Literal) else _copy(graph, node, copied)
     result = copied[nodes[end.position]]
     if end.name == POOLED and (dimensions := AVERAGED.get(end.layout)):
         result = graph.call_method("mean", (result,), {"dim": dimensions})
@@ -129,6 +129,15 @@ def _beyond(nodes: Sequence[fx.Node], start: int, end: int, known: Known) -> lis
                 found.add(argument)
                 todo.append(argument)
     return [node for node in nodes if node in found]
+
+
+def _copy(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, Any]) -> fx.Node:
+    """The node again. `view` becomes `reshape`: rows may come in another memory format (channels last) than the one for which the
+    network was written, and where a view is possible reshape makes one."""
+    made = graph.node_copy(node, copied.__getitem__)
+    if made.op == "call_method" and made.target == "view" and not any(isinstance(argument, torch.dtype) for argument in made.args):
+        made.target = "reshape"
+    return made
 
 
 def _written(graph: fx.Graph, x: fx.Node, literal: Literal) -> Any:

@@ -51,8 +51,8 @@ def _side(group: Sized) -> float | None:
     if group.row is None or group.layout in (None, "vector"):
         return None
     if group.layout == "tokens":
-        return math.sqrt(group.row[0])
-    height, width = (group.row[1:3] if group.layout == "chw" else group.row[:2])
+        return math.sqrt(group.row[0]) if group.row[0] > 1 else None
+    height, width = group.row[1:3] if group.layout == "chw" else group.row[:2]
     return math.sqrt(height * width) if height * width > 1 else None
 
 
@@ -65,9 +65,9 @@ def _runs_of_blocks(groups: Sequence[Sized], levels: Sequence[int]) -> list[int]
     if not total:
         return None
     kind = max(by_kind, key=lambda name: by_kind[name])
-    blocks = [index for index, group in enumerate(groups) if group.kind == kind]
-    same = len({levels[index] for index in blocks}) == 1 and len(blocks) >= N_RUNS
-    if not same or by_kind[kind] < BLOCKS_SHARE * total or max(levels) > levels[blocks[0]]:
+    blocks = [index for index, group in enumerate(groups) if group.kind == kind and index > 0]  # the first makes the tokens
+    same = len({levels[index] for index in blocks}) == 1
+    if not same or len(blocks) < N_RUNS or by_kind[kind] < BLOCKS_SHARE * total or max(levels) > levels[blocks[0]]:
         return None
     size, extra = divmod(len(blocks), N_RUNS)
     starts = [blocks[run * size + min(run, extra)] for run in range(N_RUNS)]

@@ -6,6 +6,7 @@ or that can't be traced at all, is kept whole: it then runs as it was written an
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from xfer.backends.torch.classifier import Pooled, find_pooled
+from xfer.backends.torch.classifier import Pooled, ancestors, find_pooled
 from xfer.backends.torch.layers import PLAIN_CONTAINERS, is_layer
 
 # What a network's own code may raise when it meets a proxy instead of a tensor.
@@ -56,6 +57,23 @@ def modes_kept(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Each module's attributes are afterwards those of before: a network that keeps tables for the next call must keep no proxies."""
+    before = [(module, _attributes(module)) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Containers are copied, so that what is put into them later is not in the copy."""
+    return {name: copy.copy(value) if isinstance(value, dict | list | set) else value for name, value in vars(module).items()}
+
+
 def trace(network: nn.Module) -> Trace:
     """The network's graph; raises Untraceable. The network is unchanged afterwards."""
     whole = set(_known_whole())
@@ -84,17 +102,6 @@ def trace(network: nn.Module) -> Trace:
             used = _used_tensors(network, graph) | _used_tensors(network, train_graph)
             return Trace(graph, nodes, train_nodes if different else nodes, pooled, used, {**train_constants, **constants})
     raise Untraceable("too many of its modules can't be traced")
-
-
-def ancestors(node: fx.Node) -> list[fx.Node]:
-    """The node and all that it is computed from, in the graph's order."""
-    found, todo = {node}, [node]
-    while todo:
-        for argument in todo.pop().all_input_nodes:
-            if argument not in found:
-                found.add(argument)
-                todo.append(argument)
-    return [candidate for candidate in node.graph.nodes if candidate in found]
 
 
 class _Tracer(fx.Tracer):
@@ -141,16 +148,27 @@ class _Tracer(fx.Tracer):
 def _attempt(network: nn.Module, whole: set[Any]) -> tuple[fx.Graph, dict[str, torch.Tensor], tuple[str, str] | None]:
     """The graph, tensors that the top level made while it was traced, and the module at fault with its reason, if any."""
     tracer, graph, fault = _Tracer(whole), fx.Graph(), None
-    try:
-        graph = tracer.trace(network)
-    except TRACE_ERRORS as error:
-        fault = (tracer.fault or "", _first_line(error))
-    constants = {name: vars(network).pop(name) for name in [name for name in vars(network) if name.startswith("_tensor_constant")]}
-    if fault is None:
-        for path in tracer.constants_in.values():
-            if path:  # a tensor made in forward was baked in with this run's device and shape
-                fault = (path, "it makes a tensor of its own")
+    with attributes_kept(network):
+        try:
+            graph = tracer.trace(network)
+        except TRACE_ERRORS as error:
+            fault = (tracer.fault or "", _first_line(error))
+        constants = {name: value for name, value in vars(network).items() if name.startswith("_tensor_constant")}
+        if fault is None and (keeper := _keeps_proxies(network)) is not None:
+            fault = (keeper, "it keeps what it computed for the next call")
+    if fault is None and any(tracer.constants_in.values()):  # a tensor made in forward was baked in with this run's device and shape
+        fault = (next(path for path in tracer.constants_in.values() if path), "it makes a tensor of its own")
     return graph, constants, fault
+
+
+def _keeps_proxies(network: nn.Module) -> str | None:
+    """The path of a module that kept a value of the tracing as an attribute."""
+    for path, module in network.named_modules():
+        for value in vars(module).values():
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else (value,)
+            if any(isinstance(item, fx.Proxy) for item in inside):
+                return path
+    return None
 
 
 def _keep_whole(network: nn.Module, whole: set[Any], path: str, reason: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from xfer.backends.torch.layers import is_linear
 from xfer.backends.torch.layouts import layout_of
-from xfer.backends.torch.shapes import REAL_BATCHES, RUN_ERRORS, as_meta, as_real, images
+from xfer.backends.torch.shapes import REAL_BATCHES, RUN_ERRORS, as_meta, as_real, images, needs_numbers
 from xfer.backends.torch.trace import modes_kept
 
 Row = tuple[int, ...]
@@ -35,16 +35,17 @@ def observe(network: nn.Module, *, image_size: int, channels: int = 3) -> Observ
         network.eval()
         try:
             return _watch(as_meta(network), torch.zeros(n, channels, image_size, image_size, device="meta"))
-        except RUN_ERRORS:
+        except RUN_ERRORS as error:
+            if not needs_numbers(error):
+                raise
             real = as_real(network)
             return _watch(real, images(real, n, channels, image_size))
 
 
-def refusal(network: nn.Module, image_size: int, *, channels: int = 3) -> str | None:
+def refusal(network: nn.Module, image_size: int) -> str | None:
     """What the network itself says of images that it can't take, in one line; None if it takes them."""
     try:
-        with modes_kept(network), torch.no_grad():
-            as_meta(network).eval()(torch.zeros(1, channels, image_size, image_size, device="meta"))
+        observe(network, image_size=image_size)
     except RUN_ERRORS as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None

@@ -190,7 +190,10 @@ def _split(table: _Table, row: int, cell: str) -> str:
 
 
 def _values(labels: list[str], classes: list[str] | None) -> np.ndarray:
-    """Labels as numbers where all are whole numbers, so that 10 comes after 9; as text otherwise, or where classes are named."""
-    if classes is None and all(label.isascii() and label.removeprefix("-").isdigit() and str(int(label)) == label for label in labels):
-        return np.array([int(label) for label in labels], dtype=np.int64)
+    """Labels as numbers where all are whole numbers, so that 10 comes after 9; as text otherwise, or where `classes` lists them."""
+    listed_as_text = classes is not None and set(labels) <= {str(name) for name in classes}
+    if not listed_as_text and all(len(label) < 19 and label.isascii() and label.removeprefix("-").isdigit() for label in labels):
+        numbers = [int(label) for label in labels]
+        if [str(number) for number in numbers] == labels:  # '010' is a name
+            return np.array(numbers, dtype=np.int64)
     return np.array(labels, dtype=str)

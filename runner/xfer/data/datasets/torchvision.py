@@ -17,7 +17,7 @@ from xfer.data.dataset import ArrayReader, Dataset, FileReader, check_usable
 from xfer.data.listing import printable
 from xfer.data.places import wanted
 from xfer.data.torchvision_arrays import ARRAY_SETS, Arrays, ArraySet
-from xfer.data.torchvision_files import FILE_SETS, FileSet, as_path
+from xfer.data.torchvision_files import FILE_SETS, Files, FileSet, as_path
 from xfer.errors import DataError, MissingExtraError
 from xfer.plugins import nearest
 
@@ -120,10 +120,9 @@ def _of_files(name: str, known: FileSet, root: Path, variant: str, *, download: 
     for split, arguments in known.splits:
         if known.variant is not None:
             arguments = {**arguments, known.variant: int(variant) if variant.isdigit() else variant}
-        loader = {"loader": as_path} if known.takes_loader else {}
-        listed = _build(name, root, {**arguments, **loader}, download=download and not there, needs=needs)
-        classes = classes or _classes(listed)
-        rows += [(os.path.relpath(file, root).replace(os.sep, "/"), file, label, split) for file, label in known.files(listed)]
+        names, files = _listed(name, known, root, arguments, download=download and not there, needs=needs)
+        classes = classes or names
+        rows += [(os.path.relpath(file, root).replace(os.sep, "/"), file, label, split) for file, label in files]
     rows.sort(key=lambda row: os.fsencode(row[0]))
     labels = np.array([row[2] for row in rows], dtype=np.int64)
     reader = FileReader(tuple(os.path.abspath(row[1]) for row in rows))
@@ -137,6 +136,21 @@ def _of_files(name: str, known: FileSet, root: Path, variant: str, *, download: 
     )
 
 
+def _listed(
+    name: str, known: FileSet, root: Path, arguments: dict[str, Any], *, download: bool, needs: str
+) -> tuple[tuple[str, ...], Files]:
+    """Class names and the files of one split."""
+    if known.own is None or download:
+        loader = {"loader": as_path} if known.takes_loader else {}
+        listed = _build(name, root, {**arguments, **loader}, download=download, needs=needs)
+        if known.own is None:
+            return _classes(listed), known.files(listed)
+    try:
+        return _classes(getattr(_theirs(name, "list"), name)), known.own(root, arguments["split"])
+    except _FAULTS as error:
+        raise _unfit(name, root, needs, error) from error
+
+
 def _classes(listed: Any) -> tuple[str, ...]:
     """Class names where torchvision knows them; of several for one class the first."""
     names = getattr(listed, "classes", None) or getattr(listed, "categories", None) or ()
@@ -145,27 +159,41 @@ def _classes(listed: Any) -> tuple[str, ...]:
 
 def _build(name: str, root: Path, arguments: dict[str, Any], *, download: bool, needs: str) -> Any:
     """torchvision's own object, which lists files or downloads them."""
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"torchvision/{name}: torchvision is needed to {'download' if download else 'list'} it, and it is not installed",
-            hint="pip install 'xfer-runner[torch]'",
-        ) from error
+    datasets = _theirs(name, "download" if download else "list")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some say on stdout that files are there already
             return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
     except _FAULTS as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        if download:
-            raise DataError(
-                f"torchvision/{name}: it could not be downloaded to {root} ({told})",
-                path="target.path",
-                hint=f"put there yourself: {needs}",
-            ) from error
+        if not download:
+            raise _unfit(name, root, needs, error) from error
         raise DataError(
-            f"torchvision/{name}: {root} does not hold it as torchvision expects ({told})", path="target.path", hint=f"needed are {needs}"
+            f"torchvision/{name}: it could not be downloaded to {root} ({_told(error)})",
+            path="target.path",
+            hint=f"put there yourself: {needs}",
         ) from error
+
+
+def _theirs(name: str, purpose: str) -> Any:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"torchvision/{name}: torchvision is needed to {purpose} it, and it is not installed",
+            hint="pip install 'xfer-runner[torch]'",
+        ) from error
+    return datasets
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _unfit(name: str, root: Path, needs: str, error: BaseException) -> DataError:
+    return DataError(
+        f"torchvision/{name}: {root} does not hold it as torchvision expects ({_told(error)})",
+        path="target.path",
+        hint=f"needed are {needs}",
+    )
 
 
 def _absent(name: str, root: Path, needs: str) -> DataError:
