@@ -18,8 +18,17 @@ MAP = ModelMap(
     library="torchvision 1",
     input_size=8,
     image_size=8,
-    groups=(group("conv1", "stage0"), group("layer1.0", "stage1"), group("layer1.1", "stage1"), group("layer2.0", "stage2"), group("layer20", "stage2")),
-    cuts=(Cut(name="pixels", groups_before=0, shape=(8, 8, 3), layout="pixels"), Cut(name="pooled", groups_before=5, shape=(4,), layout="vector")),
+    groups=(
+        group("conv1", "stage0"),
+        group("layer1.0", "stage1"),
+        group("layer1.1", "stage1"),
+        group("layer2.0", "stage2"),
+        group("layer20", "stage2"),
+    ),
+    cuts=(
+        Cut(name="pixels", groups_before=0, shape=(8, 8, 3), layout="pixels"),
+        Cut(name="pooled", groups_before=5, shape=(4,), layout="vector"),
+    ),
 )
 ALL = ("conv1", "layer1.0", "layer1.1", "layer2.0", "layer20")
 

@@ -309,6 +309,15 @@ class TestUnreadable:
     def test_a_header_and_rubbish(self):
         assert self.reason(b"II*\0rubbish") == "damaged file: its header can't be read"
 
+    def test_content_that_makes_no_sense(self):
+        assert self.reason(b"P2 2 2 255\n1 2 x 4") == "damaged file: its content makes no sense"
+        assert self.reason(b"P6 x 2 255\n") == "damaged file: its header can't be read"
+
+    def test_pixels_that_do_not_decode(self, draw, encoded):
+        raw = bytearray(encoded(draw(30, 30), "JPEG"))
+        raw[raw.index(b"\xff\xc4") + 4] = 0xFF  # a Huffman table with an impossible count
+        assert self.reason(bytes(raw)) == "damaged file: broken data stream when reading image file"
+
     def test_a_bomb_is_refused_before_it_is_decoded(self, recwarn):
         raw = b"P6 60000 60000 255\n" + b"\0" * 100
         assert self.reason(raw) == "too large: 60000 x 60000 pixels, the limit is 178,956,970 pixels"

@@ -93,7 +93,9 @@ def test_predict_json(finished):
     assert [entry["path"].rsplit("/", 1)[1] for entry in found["predictions"]] == ["a.png"]
     assert set(found["predictions"][0]["probabilities"]) == {"blue", "green", "red"}
     assert sum(found["predictions"][0]["probabilities"].values()) == pytest.approx(1)
-    assert [(entry["path"].rsplit("/", 1)[1], entry["reason"]) for entry in found["quarantined"]] == [("broken.jpg", "damaged file: its header can't be read")]
+    assert [(entry["path"].rsplit("/", 1)[1], entry["reason"]) for entry in found["quarantined"]] == [
+        ("broken.jpg", "damaged file: its header can't be read")
+    ]
 
 
 def test_resume_of_a_finished_bundle_is_refused(finished):

@@ -268,7 +268,7 @@ class TestExtends:
         (package / "more.yaml").write_text(base + "seed: -1\n")
         monkeypatch.syspath_prepend(str(package.parent))
         found = reading("extends: pkg://recipes_of_ours/base.yaml\nname: mine\n")
-        assert [str(fault).partition(":6:1: ")[2] for fault in found.faults] == ["seed: must be at least 0 and below 4294967296, not -1"]
+        assert faults(found) == ["pkg://recipes_of_ours/more.yaml:6:1: seed: must be at least 0 and below 4294967296, not -1"]
         assert found.data["name"] == "mine"
 
 
@@ -276,11 +276,11 @@ class TestInterpolation:
     def test_values_keep_their_type(self, reading: Read, base: str) -> None:
         found = reading(
             base
-            + "seed: 5\nhead: {hidden: [64]}\noptimizer: {lr: '${seed}', momentum: '${head.dropout}'}\nname: run-${seed}-${head.hidden[0]}\n"
+            + "seed: 5\nhead: {hidden: [64]}\noptimizer: {lr: '${seed}', momentum: '${head.dropout}'}\nname: a-${seed}-${head.hidden[0]}\n"
         )
         assert faults(found) == []
         assert found.data["optimizer"] == {"lr": 5, "momentum": 0.0}
-        assert found.data["name"] == "run-5-64"
+        assert found.data["name"] == "a-5-64"
 
     def test_of_a_section_and_through_a_chain(self, reading: Read, base: str) -> None:
         more = "name: ${target.a}\ncluster: {storage: '${name}'}\nsweep: {search: {name: optuna, as_in: '${optimizer}'}}\n"
@@ -342,3 +342,8 @@ def test_recipe_is_frozen(reading: Read, base: str) -> None:
     assert isinstance(recipe, Recipe)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
+
+
+def test_what_names_a_faulty_value_is_not_blamed(reading: Read, base: str) -> None:
+    found = reading(base.replace("data/flowers", "${oc.env:HOME}") + "name: ${target.path}\nseed: -1\nhead: {dropout: '${seed}'}\n")
+    assert [fault.path for fault in found.faults] == ["target.path", "seed", "head.dropout"]

@@ -53,7 +53,13 @@ def model_map() -> ModelMap:
         Cut(name="pooled", groups_before=9, shape=(512,), layout="vector"),
     )
     return ModelMap(
-        model="torchvision/resnet18", backend="torch", library="torchvision 0.29.1", input_size=224, image_size=224, groups=groups, cuts=cuts
+        model="torchvision/resnet18",
+        backend="torch",
+        library="torchvision 0.29.1",
+        input_size=224,
+        image_size=224,
+        groups=groups,
+        cuts=cuts,
     )
 
 
@@ -72,7 +78,13 @@ def phase(name: str, index: int, **changes: Any) -> PhasePlan:
         "optimizer_state": "carry",
         "reestimate_norm": False,
         "input": InputPlan(
-            cut="pooled", mode="stored", reason="3.8 MB of a budget of 50 GB", shape=(512,), dtype="bfloat16", bytes=3_758_080, layout="vector"
+            cut="pooled",
+            mode="stored",
+            reason="3.8 MB of a budget of 50 GB",
+            shape=(512,),
+            dtype="bfloat16",
+            bytes=3_758_080,
+            layout="vector",
         ),
         "shuffle": "full",
         "trainable_parameters": 2565,
@@ -126,8 +138,15 @@ def make_plan(model_map: ModelMap) -> Callable[..., Plan]:
             "method": MethodPlan(type="feature", name="probe", target="xfer.methods.probe:Probe", options={}),
             "head": HeadPlan(at="pooled", layout="vector", inputs=512, hidden=(), dropout=0.0, outputs=5),
             "phases": (phase("head", 0),),
+            "baseline": phase("head", 0).input,
             "runtime": RuntimePlan(
-                device="cpu", precision="bfloat16", cache="/cache/xfer", cache_budget=50_000_000_000, checkpoint="5min", keep=2, extraction_batch=32
+                device="cpu",
+                precision="bfloat16",
+                cache="/cache/xfer",
+                cache_budget=50_000_000_000,
+                checkpoint="5min",
+                keep=2,
+                extraction_batch=32,
             ),
             "never_trained": GROUPS,
             "total_parameters": model_map.n_parameters + 2565,
@@ -152,7 +171,13 @@ def two_phases() -> tuple[PhasePlan, ...]:
         learning_rates={"layer4.0": 2.5e-5, "layer4.1": 5e-5, "head": 1e-4},
         norm="frozen",
         input=InputPlan(
-            cut="layer3.1", mode="streamed", reason="368 MB would pass the budget of 100 MB", shape=(256, 14, 14), dtype="bfloat16", bytes=0, layout="chw"
+            cut="layer3.1",
+            mode="streamed",
+            reason="368 MB would pass the budget of 100 MB",
+            shape=(256, 14, 14),
+            dtype="bfloat16",
+            bytes=0,
+            layout="chw",
         ),
         trainable_parameters=4_721_157,
     )

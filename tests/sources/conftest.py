@@ -38,7 +38,7 @@ def mapped() -> Callable[..., ModelMap]:
         body = tuple(tensor for tensor in tensors if not tensor.name.startswith(head))
         return ModelMap(
             model=model, backend="torch", library="test 1", input_size=32, image_size=32, cuts=(),
-            groups=(Group(name="body", stage="stage0", tensors=body),),
+            groups=(Group(name="body", stage="stage0", tensors=body, norm=tuple(t.name for t in body if "running_" in t.name)),),
             classifier=tuple(tensor for tensor in tensors if tensor.name.startswith(head)),
         )  # fmt: skip
 

@@ -166,8 +166,7 @@ def test_a_safetensors_name_hides_no_pickle(tmp_path: Path) -> None:
 
 # An array of one Python object.
 OBJECTS = (
-    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
-    b"(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntRI00\nS'x'\ntb."
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntRI00\nS'x'\ntb."
 )
 
 

@@ -151,7 +151,9 @@ def _identified(raw: bytes) -> Image.Image:
             continue
         try:
             return factory(BytesIO(raw), "")
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what a plugin says to "not mine"
+        except Image.DecompressionBombError:
+            raise
+        except _DAMAGE as error:  # a plugin's way to say "not mine", or a header that makes no sense
             failure = error
     if failure is not None:
         raise Unreadable("damaged file: its header can't be read") from failure
@@ -253,7 +255,11 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: the limit is {MAX_PIXELS:,} pixels"
     text = str(error).lower()
     if "truncated" in text or isinstance(error, EOFError):
         return "truncated file"
-    return f"damaged file: {text.splitlines()[0].rstrip('.')}" if text else "damaged file"
+    if text and isinstance(error, OSError):
+        return f"damaged file: {text.splitlines()[0].rstrip('.')}"
+    return "damaged file: its content makes no sense"  # Python's words for it would help no one

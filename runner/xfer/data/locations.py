@@ -1,9 +1,9 @@
 """Where a path in a recipe lies: plain paths, files inside installed packages, and files behind a URL.
 
-    data/flowers                relative to the working directory; ~ is the home folder
-    pkg://package/inside/it     inside an installed package, which is found but never imported
-    file:///data/flowers        a plain path, written as a URL
-    https://…, s3://…, gs://…   anything that fsspec reads; copied once into a cache folder named after the URL
+data/flowers                relative to the working directory; ~ is the home folder
+pkg://package/inside/it     inside an installed package, which is found but never imported
+file:///data/flowers        a plain path, written as a URL
+https://…, s3://…, gs://…   anything that fsspec reads; copied once into a cache folder named after the URL
 """
 
 from __future__ import annotations

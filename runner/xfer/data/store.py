@@ -38,6 +38,7 @@ __all__ = ["FeatureStore", "ShardClaim", "StoreSpec"]
 
 UNREADABLE = (errno.EIO, errno.ESTALE)  # a bad sector, a file replaced on a network filesystem: computed again
 GROUPED_ROW_BYTES = 4096
+FEW_ROWS = 64
 LOGGER = logging.getLogger("xfer.data.store")
 
 
@@ -59,6 +60,7 @@ class FeatureStore:
         self._n_maps = max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))  # each open map holds a descriptor
         self._bad: tuple[Signature | None, dict[int, str]] = (None, {})
         self._use: FileLock | None = None
+        self._n_changes = 0  # how often a shard was found to be another one
         self._made = False  # the folder is known to be whole, and clear of leftovers
         self._guard = threading.RLock()
         self._verifying = threading.Lock()
@@ -115,8 +117,16 @@ class FeatureStore:
 
     def _take_runs(self, rows: np.ndarray, shards: np.ndarray, values: np.ndarray) -> None:
         """One copy for each run of neighbouring rows: best for few rows, large rows, or rows in order."""
-        maps = {shard: self._map(shard) for shard in set(shards.tolist())}
-        self._demand(rows)
+        numbers = shards.tolist()
+        n_changes = self._n_changes
+        maps = {shard: self._map(shard) for shard in set(numbers)}
+        if self._n_changes != n_changes:  # a file was replaced meanwhile: are the rows still there?
+            self._demand(rows)
+        if len(rows) <= FEW_ROWS:  # finding neighbours would cost more than it saves
+            places = (rows - shards * self.spec.shard_rows).tolist()
+            for position, (shard, place) in enumerate(zip(numbers, places, strict=True)):
+                values[position] = maps[shard][place]
+            return
         breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1
         ends = [*breaks.tolist(), len(rows)]
         places = rows - shards * self.spec.shard_rows
@@ -140,7 +150,7 @@ class FeatureStore:
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows, np.int64).reshape(-1)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.spec.rows):
+        if len(rows) and rows.view(np.uint64).max() >= self.spec.rows:  # a negative number is a huge one so
             raise IndexError(f"rows must lie in 0..{self.spec.rows - 1}, not {rows.min()}..{rows.max()}")
         return rows
 
@@ -202,6 +212,7 @@ class FeatureStore:
     def _remember(self, shard: int, signature: Signature | None, present: np.ndarray | None) -> None:
         first = shard * self.spec.shard_rows
         with self._guard:
+            self._n_changes += 1
             self._maps.pop(shard, None)
             self._present[first : first + self.spec.shard_rows] = False if present is None else present
             if signature is None:

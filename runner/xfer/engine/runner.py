@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from xfer import plugins
 from xfer.backends.backend import Backend, Network
@@ -180,6 +178,9 @@ class Run:
         return self._result("finished", metrics=metrics, baseline=baseline)
 
     def _predictions(self, rows: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         classes = np.array(self.plan.data.classes, dtype=object)
         table = pa.table(
             {

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 from xfer.errors import Fault
+from xfer.recipe import references
 from xfer.recipe.paths import Keys, as_keys, render
+from xfer.recipe.words import one_line
 from xfer.recipe.yaml_text import MAX_DEPTH, TAG, compose, plain_tag
 
 MAX_NODES = 10_000  # after aliases are expanded, as in OmegaConf
@@ -209,6 +211,9 @@ class _Builder:
         if kind == "str" or kind in ("merge", "value"):
             if text == "???":
                 self.refuse(node, keys, "'???' marks a value that is still to be filled in")
+            message = references.refused(text)
+            if message:
+                self.refuse(node, keys, message)
             return text
         if kind == "null":
             return None
@@ -240,7 +245,7 @@ class _Builder:
     def note(self, node: yaml.Node, keys: tuple[str | int, ...], message: str, *, block: bool = True) -> None:
         place = self.place(node, None) if not block or not keys else self.document.places.get(as_keys(keys)) or self.place(node, None)
         path = place.override or render(keys)
-        self.document.faults.append(Fault(place.file, place.line, place.column, path, message))
+        self.document.faults.append(Fault(place.file, place.line, place.column, one_line(path), one_line(message)))
         if block:
             self.document.blocked.add(as_keys(keys))
 

@@ -17,7 +17,7 @@ from xfer.recipe.document import Document, Place
 from xfer.recipe.paths import Keys, as_keys, related, render
 from xfer.recipe.rules import LIST, MAPPING, SCALAR
 from xfer.recipe.schema import Recipe
-from xfer.recipe.words import shown
+from xfer.recipe.words import one_line, shown
 
 MAX_ROUNDS = 50  # taking a faulty key out can bring up another fault, but not for ever
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
@@ -65,7 +65,7 @@ def place_of(places: Mapping[Keys, Place], keys: Keys) -> tuple[Place, Keys]:
 
 def fault_at(places: Mapping[Keys, Place], keys: tuple[str | int, ...], message: str, suggestion: str | None = None) -> Fault:
     """A fault in a recipe's own form: at the file's line, or naming the override that the value came from."""
-    path = render(keys)
+    path, message = one_line(render(keys)), one_line(message)
     place, found = place_of(places, as_keys(keys))
     if not place.override:  # a rule over a whole section is broken by the override inside it
         inside = [other for other, where in places.items() if where.override and other[: len(keys)] == as_keys(keys)]

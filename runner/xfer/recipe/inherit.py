@@ -96,8 +96,7 @@ def _parent(document: Document, names: list[str], chain: Chain, findings: Findin
     chain.files.append(file)
     parent = parse(text, name)
     if parent.data is None:
-        findings.take(parent)
-        chain.is_whole = False
+        findings.faults += parent.faults
         return None
     _rebase_plugins(parent.data, file, chain.files[0])
     return parent
@@ -107,6 +106,8 @@ def _find(location: str, folder: str) -> tuple[str, Path]:
     """What messages call the file, and the file. Raises LookupError for what can't hold a recipe."""
     if "\0" in location:
         raise LookupError("a path can't hold a NUL character")
+    if folder.startswith(PACKAGE) and "://" not in location and not location.startswith(("/", "~")):
+        location = PACKAGE + os.path.normpath(os.path.join(folder[len(PACKAGE) :], location))
     if location.startswith(PACKAGE):
         package, _, inside = location[len(PACKAGE) :].partition("/")
         found = importlib.util.find_spec(package) if package.isidentifier() else None

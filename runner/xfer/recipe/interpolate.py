@@ -6,20 +6,18 @@ Resolvers such as `${oc.env:TOKEN}` are refused, because what they read would be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from xfer.errors import Fault
 from xfer.plugins import nearest
 from xfer.recipe import shape
-from xfer.recipe.faults import Findings
+from xfer.recipe.faults import Findings, place_of
 from xfer.recipe.paths import Keys, as_keys, related, render, split
+from xfer.recipe.references import PLAIN
 
 MAX_LENGTH = 10_000  # characters of what an interpolation expands to
 MAX_INTERPOLATIONS = 200
-
-_PLAIN = re.compile(r"\$\{([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\}")
-_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 
 
 def resolved(data: dict[str, Any], findings: Findings) -> dict[str, Any]:
@@ -27,11 +25,14 @@ def resolved(data: dict[str, Any], findings: Findings) -> dict[str, Any]:
     texts = {as_keys(keys): (keys, text) for keys, text in _interpolated(data, ())}
     if not texts:
         return data
-    faulty = {path for path, (keys, text) in texts.items() if not _is_sound(data, keys, text, findings)}
-    if len(texts) > MAX_INTERPOLATIONS:
-        findings.add((), f"more than {MAX_INTERPOLATIONS} interpolations")
+    named = {path: [split(name) for name in PLAIN.findall(text)] for path, (_, text) in texts.items()}
+    if sum(map(len, named.values())) > MAX_INTERPOLATIONS:
+        place, _ = place_of(findings.places, ())
+        findings.faults.append(Fault(place.file, place.line, place.column, "", f"more than {MAX_INTERPOLATIONS} interpolations"))
         faulty = set(texts)
-    named = {path: [split(name) for name in _PLAIN.findall(text)] for path, (_, text) in texts.items() if path not in faulty}
+    else:
+        faulty = {path for path, (keys, text) in texts.items() if not _names_keys(data, keys, text, findings)}
+    named = {path: names for path, names in named.items() if path not in faulty}
     faulty |= _endless(data, {path: texts[path][0] for path in named}, named, faulty, findings)
     for path in sorted(faulty, key=len, reverse=True):
         _take_out(data, texts[path][0])
@@ -95,19 +96,13 @@ def _interpolated(value: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tup
             yield from _interpolated(item, (*keys, index))
 
 
-def _is_sound(data: dict[str, Any], keys: tuple[str | int, ...], text: str, findings: Findings) -> bool:
-    resolver = _RESOLVER.search(text)
-    if resolver:
-        secret = "; it would copy a value from outside, perhaps a secret, into the bundle"
-        findings.add(keys, f"'${{{resolver[1]}:…}}' is not allowed: an interpolation names another key, such as ${{target.path}}{secret}")
-        return False
-    if "${" in _PLAIN.sub("", text):
-        findings.add(keys, f"'{text[:60]}' is not a plain interpolation such as ${{target.path}}")
-        return False
-    for name in _PLAIN.findall(text):
+def _names_keys(data: dict[str, Any], keys: tuple[str | int, ...], text: str, findings: Findings) -> bool:
+    for name in PLAIN.findall(text):
         value: Any = data
         known: list[str] = []
         path = split(name)
+        if findings.is_blocked(path):
+            return False
         for position, key in enumerate(path):
             known = (
                 list(value) if isinstance(value, dict) else [str(index) for index in range(len(value))] if isinstance(value, list) else []

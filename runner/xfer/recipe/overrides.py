@@ -11,6 +11,7 @@ from xfer.recipe import shape
 from xfer.recipe.document import Place, parse_value
 from xfer.recipe.faults import Findings, unknown
 from xfer.recipe.paths import Keys, as_keys, render, split
+from xfer.recipe.words import one_line
 
 MAX_DEPTH = 20
 Typed = tuple[str | int, ...]
@@ -27,9 +28,9 @@ class NoKeyError(LookupError):
 
 def apply(overrides: Sequence[str], written: dict[str, Any], full: dict[str, Any], findings: Findings) -> None:
     """Puts each override into `written` (what the recipe says) and `full` (with defaults), or notes its fault."""
-    findings.overrides = list(overrides)
-    for text in overrides:
-        key, equals, value = text.partition("=")
+    findings.overrides = [one_line(text) for text in overrides]
+    for written_text, text in zip(overrides, findings.overrides, strict=True):
+        key, equals, value = written_text.partition("=")
         if not equals or not key.strip():
             _say(findings, text, "must be written key=value, e.g. optimizer.lr=3e-4")
         elif not value:

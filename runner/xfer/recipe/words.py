@@ -20,5 +20,10 @@ def shown(value: Any, *, quotes: bool = True) -> str:
     text = str(value)
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 1] + "…"
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)
+    text = one_line(text)
     return f"'{text}'" if isinstance(value, str) and quotes else text
+
+
+def one_line(text: str) -> str:
+    """Text without line ends and control characters: a fault is one line, whatever a recipe holds."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -150,7 +150,9 @@ def _confused_pairs(matrix: np.ndarray, classes: tuple[str, ...]) -> list[tuple[
 def _class_rows(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and support: in the classes' order, or the worst first where there are many."""
     measured = metrics.per_class(matrix)
-    rows = [{"name": name} | {key: float(values[place]) for key, values in measured.items()} for place, name in enumerate(classes)]
+    rows: list[dict[str, Any]] = [
+        {"name": name} | {key: float(values[place]) for key, values in measured.items()} for place, name in enumerate(classes)
+    ]
     if len(rows) > MOST_OPEN_CLASSES:
         rows.sort(key=lambda row: 2.0 if math.isnan(row["f1"]) else row["f1"])
     return rows

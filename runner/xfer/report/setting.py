@@ -60,7 +60,8 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
     return [
         (
             "source model",
-            f"{plan.source.model} ({plan.model.library}), {parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups",
+            f"{plan.source.model} ({plan.model.library}), "
+            f"{parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups",
         ),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {len(plan.data.classes)} classes"),

@@ -202,7 +202,8 @@ def _finished(chosen: dict[str, torch.Tensor], wanted: Wanted, origin: str) -> d
             whole.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}")
         done[name] = tensor.contiguous()
     if broken:
-        raise WeightsError(f"{origin} is spoilt: {_n(len(broken), 'tensor')} hold values that are not finite ({_listed(broken)})")
+        holds = "tensor holds" if len(broken) == 1 else "tensors hold"
+        raise WeightsError(f"{origin} is spoilt: {len(broken)} {holds} values that are not finite ({_listed(broken)})")
     if whole:
         raise WeightsError(
             f"{origin} does not fit {wanted.model}: {_n(len(whole), 'parameter')} {_are(whole)} not real numbers ({_listed(whole)}); "
