@@ -46,8 +46,7 @@ SMALL = ["source.model=torchvision/squeezenet1_1", "source.weights=none", "targe
 
 def test_the_plugin_works_in_a_recipe_beside_it(example, monkeypatch):
     monkeypatch.chdir(example.parent)
-    overrides = [*SMALL, "runtime.cache=cache"]
-    assert run(["run", "mine.yaml", *overrides, "--out", "bundle", "--quiet"]) == 0
+    assert run(["run", "mine.yaml", *SMALL, "--out", "bundle", "--quiet"]) == 0
     plan = json.loads((example.parent / "bundle" / "plan.json").read_text())
     assert plan["data"]["classes"] == ["cat", "dog"]
     assert plan["data"]["images"] == 20
@@ -56,7 +55,7 @@ def test_the_plugin_works_in_a_recipe_beside_it(example, monkeypatch):
 def test_a_misspelt_option_of_the_plugin_is_a_fault_with_its_line(example, monkeypatch, capsys):
     monkeypatch.chdir(example.parent)
     example.write_text(example.read_text().replace("ending: .png", "endign: .png"))
-    assert run(["check", "--no-data", "mine.yaml", *SMALL, "runtime.cache=cache"]) == 2
+    assert run(["check", "--no-data", "mine.yaml", *SMALL]) == 2
     line = next(number for number, text in enumerate(example.read_text().splitlines(), 1) if "endign" in text)
     shown = capsys.readouterr().err
     assert shown.startswith(f"mine.yaml:{line}:")
@@ -77,7 +76,7 @@ def test_the_plugin_works_as_an_installed_one(example, monkeypatch):
     (package / "named.py").write_text((example.parent / "named.py").read_text())
     example.write_text("\n".join(line for line in example.read_text().splitlines() if not line.startswith("plugins:")))
     monkeypatch.setenv("PYTHONPATH", str(root))
-    command = [sys.executable, "-m", "xfer.cli", "run", "mine.yaml", *SMALL, "runtime.cache=cache", "--out", "bundle", "--quiet"]
+    command = [sys.executable, "-m", "xfer.cli", "run", "mine.yaml", *SMALL, "--out", "bundle", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=example.parent)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[-1]).samefile(example.parent / "bundle")
@@ -96,7 +95,7 @@ def test_the_recipe_for_your_own_images_passes_the_check(readme, tmp_path, monke
     (recipe,) = blocks(part, "yaml")
     (tmp_path / "mine.yaml").write_text(recipe)
     monkeypatch.chdir(tmp_path)
-    assert run(["check", "--no-data", "mine.yaml"]) == 0, capsys.readouterr().err
+    assert run(["check", "--no-data", "mine.yaml", *SMALL]) == 0, capsys.readouterr().err
 
 
 def test_every_command_is_listed_and_no_other(readme):

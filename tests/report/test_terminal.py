@@ -43,7 +43,8 @@ def test_a_plan_lists_few_classes_and_sums_many(make_plan):
     plan = make_plan()
     classes = tuple(f"class{index:02d}" for index in range(30))
     counts = {"train": dict.fromkeys(classes, 10), "test": dict.fromkeys(classes, 2)}
-    many = printed(show_plan(plan.model_copy(update={"data": plan.data.model_copy(update={"classes": classes, "counts": counts})}), {}), 100)
+    data = plan.data.model_copy(update={"classes": classes, "counts": counts})
+    many = printed(show_plan(plan.model_copy(update={"data": data}), {}), 100)
     assert "18 more classes    180    36" in many
     assert "all                300    60" in many
 

@@ -28,8 +28,6 @@ def written_phases(recipe: Recipe, *, method: Any, model: ModelMap | None, colle
     """The phases as asked for. Without a model, a policy's options are checked and nothing is returned for it."""
     freeze = recipe.freeze if recipe.freeze is not None else Policy(policy=method.default_policy)
     if isinstance(freeze, list):
-        if not freeze:
-            collector.add("freeze", "an empty schedule trains nothing; leave it out, or write [{train: head}]")
         return [Written(f"freeze[{index}]", phase) for index, phase in enumerate(freeze)]
     try:
         policy = plugins.load(plugins.find("freezes", freeze.policy).target)

@@ -337,3 +337,61 @@ def test_dropout_between_two_groups_stays_with_the_later_one(describe_own: Descr
     assert bool((prefix(x) >= 0).all())  # the activation before the dropout is still below the cut
     suffix = segments.between("body.0", "pooled").train()
     assert not torch.equal(suffix(prefix(x)), suffix(prefix(x)))
+
+
+class UndecidedHeadless(Undecided):
+    def forward(self, x: Any) -> Any:
+        x = self.body[0](self.stem(x)) if x.mean() > 0 else self.stem(x)
+        return self.norm(self.fc(x.mean((2, 3))))
+
+
+def test_an_inner_linear_layer_of_an_untraced_network_is_no_classifier(describe_own: Describe) -> None:
+    found = describe_own(UndecidedHeadless(norm=nn.LayerNorm(5)))
+    assert (found.traced, found.classifier, found.cuts[-1].shape) == (False, (), (5,))
+
+
+class DecidesBySize(Own):
+    """The top level looks at the size of what it has; tables made of sizes alone are read by every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("periods", torch.linspace(0, 1, 8).view(8, 1, 1))
+
+    def forward(self, x: Any) -> Any:
+        x = self.stem(x)
+        if x.shape[-1] > 12:
+            x = functional.avg_pool2d(x, 2)
+        table = torch.sin(self.periods * x.shape[-1])
+        for number in range(int(x.shape[-1] > 1) + 1):
+            x = self.body[number](x) * table
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 40])
+def test_a_top_level_that_decides_by_size(image_size: int, assert_covers: Any, assert_segments_equal_whole: Any) -> None:
+    network = DecidesBySize()
+    found = describe(network, model="own", library="own 1", input_size=32, image_size=image_size)
+    assert found.traced
+    assert_covers(network, found)
+    assert [(group.name, group.stage) for group in found.groups] == [
+        ("stem", "stage0"),
+        ("body.0", "stage1"),
+        ("periods", "stage1"),
+        ("body.1", "stage1"),
+    ]
+    side = {16: 8, 32: 8, 40: 10}[image_size]
+    assert [(cut.name, cut.shape) for cut in found.cuts[1:-1]] == [
+        ("stem", (8, side, side)),
+        ("body.0", (8, side, side)),
+        ("periods", (8, side, side)),
+    ]
+    assert_segments_equal_whole(network, found)
+
+
+class DecidesByBatch(Own):
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.features(x)) if x.shape[0] > 12 else self.fc(-self.features(x))
+
+
+def test_how_many_images_there_are_decides_nothing(describe_own: Describe) -> None:
+    assert not describe_own(DecidesByBatch()).traced

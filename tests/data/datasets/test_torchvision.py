@@ -340,7 +340,8 @@ class TestRefusals:
             ("CIFAR100", "cifar-100-python/ or cifar-100-python.tar.gz"),
             (
                 "MNIST",
-                "MNIST/raw/ with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (.gz or not)",
+                "MNIST/raw/ with train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+                "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (.gz or not)",
             ),
             ("SVHN", "train_32x32.mat and test_32x32.mat"),
             ("STL10", "stl10_binary/ with train_X.bin, train_y.bin, test_X.bin and test_y.bin"),

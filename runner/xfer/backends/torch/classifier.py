@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -111,11 +111,12 @@ def _before_dropout(node: fx.Node, network: nn.Module) -> fx.Node:
     return node
 
 
-def data_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value depends on the images; the others (weights and what is made of them alone) can be made anywhere."""
+def data_nodes(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes whose value depends on the images; the others (weights and what is made of them alone) can be made anywhere.
+    `fixed` are known to be the same for all images (sizes, say), and so is what is made of them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(argument in found for argument in node.all_input_nodes):
+        if node not in fixed and (node.op == "placeholder" or any(argument in found for argument in node.all_input_nodes)):
             found.add(node)
     return found
 

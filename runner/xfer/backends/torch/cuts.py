@@ -41,7 +41,8 @@ def flow(trace: Trace, known: Known, network: nn.Module) -> Flow:
     """What a trace and its shapes say about cuts; positions count `trace.nodes`."""
     nodes = trace.nodes
     position = {node: index for index, node in enumerate(nodes)}
-    depends = data_nodes(trace.graph)
+    fixed = {node for node, value in known.items() if isinstance(value, Literal) and not value.per_image}
+    depends = data_nodes(trace.graph, fixed)
     data = {position[node] for node in needed(trace, known) if node in depends and not isinstance(known.get(node), Literal)}
     shapes = {position[node]: shape for node, shape in known.items() if node in position and isinstance(shape, Shape)}
     layouts = {index: found for index, shape in shapes.items() if (found := layout_at(shape.row, nodes[index], network))}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from xfer.backends.torch.cuts import Flow, flow
-from xfer.backends.torch.groups import Part, parts
+from xfer.backends.torch.groups import Part, parts, spans_of
 from xfer.backends.torch.layouts import layout_at
 from xfer.backends.torch.shapes import RUN_ERRORS, Known, Shape, propagate
 from xfer.backends.torch.stages import Sized, stages
@@ -53,25 +53,37 @@ class Derived:
 
 def derive(network: nn.Module, *, input_size: int, image_size: int, channels: int = 3) -> Derived:
     """Raises Untraceable for a network without a graph, one of RUN_ERRORS for an image size that it can't take."""
-    found = trace(network)
+    seen = native = _seen(network, image_size, channels)
+    if image_size != input_size:
+        try:
+            native = _seen(network, input_size, channels, None if seen.trace.specialised else seen.trace)
+        except RUN_ERRORS:  # it was built for this size, which takes the place of the native one
+            input_size = image_size
+    ordered = parts(network, native.paths)
+    tensors, read = state_tensors(network), _read_by(native.trace, network)
+    classifier = tuple(tensor for tensor in tensors if tensor.names & (native.trace.used - read) and not tensor.names & read)
+    groups = tuple(_groups(ordered, assign(tensors, ordered, left_out=classifier), native.paths, input_size))
+    cuts = _cuts(groups, seen, network)
+    return Derived(seen.trace, seen.known, groups, tuple(cuts), classifier)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A network at one image size."""
+
+    trace: Trace
+    known: Known
+    paths: Flow
+
+
+def _seen(network: nn.Module, image_size: int, channels: int, traced: Trace | None = None) -> _Seen:
+    found = traced or trace(network, image_size=image_size, channels=channels)
     with modes_kept(network):
         network.eval()
         known = propagate(network, found.graph, found.constants, image_size=image_size, channels=channels)
-        native = known
-        if image_size != input_size:
-            try:
-                native = propagate(network, found.graph, found.constants, image_size=input_size, channels=channels)
-            except RUN_ERRORS:  # it was built for this size, which takes the place of the native one
-                input_size = image_size
-    if not isinstance(native.get(found.pooled.node), Shape) or not isinstance(known.get(found.pooled.node), Shape):
+    if not isinstance(known.get(found.pooled.node), Shape):
         raise Untraceable("its features have no row per image")
-    paths = flow(found, native, network)
-    ordered = parts(network, paths)
-    tensors, read = state_tensors(network), _read_by(found, network)
-    classifier = tuple(tensor for tensor in tensors if tensor.names & (found.used - read) and not tensor.names & read)
-    groups = tuple(_groups(ordered, assign(tensors, ordered, left_out=classifier), paths, input_size))
-    cuts = _cuts(groups, paths, found, known, network)
-    return Derived(found, known, groups, tuple(cuts), classifier)
+    return _Seen(found, known, flow(found, known, network))
 
 
 def _read_by(found: Trace, network: nn.Module) -> set[str]:
@@ -108,27 +120,26 @@ def _given(part: Part, paths: Flow) -> tuple[tuple[int, ...] | None, Layout | No
     return None, None
 
 
-def _cuts(groups: Sequence[DerivedGroup], paths: Flow, found: Trace, known: Known, network: nn.Module) -> list[DerivedCut]:
+def _cuts(groups: Sequence[DerivedGroup], seen: _Seen, network: nn.Module) -> list[DerivedCut]:
     """'pixels', then for each number of groups below it the deepest cut there is, then 'pooled'."""
-    sizes = {index: shape for index, node in enumerate(found.nodes) if isinstance(shape := known.get(node), Shape)}
+    found, sizes = seen.trace, seen.paths.shapes
     start = next(index for index, node in enumerate(found.nodes) if node.op == "placeholder")
     cuts = [DerivedCut(PIXELS, 0, start, sizes[start].row, "pixels")]
-    used = [(index, group.part.spans) for index, group in enumerate(groups) if group.part.spans]
+    used = [(index, spans) for index, group in enumerate(groups) if (spans := spans_of(group.part.path, seen.paths))]
     by_count: dict[int, list[int]] = {}
-    for position in paths.alone:
+    for position in seen.paths.alone:
         later = [index for index, spans in used if spans[0][0] > position]
         if len(later) == len(used):
             continue  # nothing but the images, perhaps shifted
         count = min(later) if later else len(groups)
         straddled = any(first <= position < last for _, spans in used for first, last in spans)
-        if count < len(groups) and not straddled and position in sizes:
+        if count < len(groups) and not straddled:
             by_count.setdefault(count, []).append(position)
     everywhere = [span for _, spans in used for span in spans]
     for count, positions in sorted(by_count.items()):
-        position = _deepest(positions, everywhere, paths.random, sizes)
-        layout = layout_at(sizes[position].row, found.nodes[position], network)
-        if layout is not None:
-            cuts.append(DerivedCut(groups[count - 1].name, count, position, sizes[position].row, layout, sizes[position].overwritten))
+        position = _deepest(positions, everywhere, seen.paths.random, sizes)
+        shape, layout = sizes[position], seen.paths.layouts[position]
+        cuts.append(DerivedCut(groups[count - 1].name, count, position, shape.row, layout, shape.overwritten))
     last = len(found.nodes) - 1
     end = layout_at(sizes[last].row, found.nodes[last], network)
     if end is None:

@@ -108,13 +108,15 @@ class _Division:
         return sum(self.blocks(f"{path}.{name}" if path else name, child) for name, child in module.named_children())
 
     def spans(self, path: str) -> list[Span]:
-        """Where the module is in use: its own calls, or, where only its children are called, from the first to the last."""
-        if self.flow is None:
-            return []
-        if path in self.flow.spans:
-            return self.flow.spans[path]
-        inside = [span for name, found in self.flow.spans.items() if name.startswith(path + ".") for span in found]
-        return [(min(first for first, _ in inside), max(last for _, last in inside))] if inside else []
+        return spans_of(path, self.flow) if self.flow is not None else []
+
+
+def spans_of(path: str, flow: Flow) -> list[Span]:
+    """Where a module is in use: its own calls, or, where only its children are called, from the first to the last."""
+    if path in flow.spans:
+        return flow.spans[path]
+    inside = [span for name, found in flow.spans.items() if name.startswith(path + ".") for span in found]
+    return [(min(first for first, _ in inside), max(last for _, last in inside))] if inside else []
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, object]]:

@@ -8,6 +8,7 @@ from xfer.backends.torch.layers import first_width
 from xfer.plan.model_map import Layout
 
 _READERS = 40  # nodes to look at on the way to the next layer
+_TURNS = {"transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "rearrange", "Permute"}
 Row = tuple[int, ...]
 
 
@@ -49,6 +50,8 @@ def next_width(node: fx.Node, network: nn.Module) -> int | None:
             if user in seen:
                 continue
             seen.add(user)
+            if getattr(user.target, "__name__", user.target) in _TURNS:
+                continue  # behind it the channels are elsewhere, or a layer mixes positions
             if user.op == "call_module" and (width := first_width(network.get_submodule(str(user.target)))):
                 return width
             todo.append(user)

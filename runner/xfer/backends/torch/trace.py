@@ -7,8 +7,7 @@ or that can't be traced at all, is kept whole: it then runs as it was written an
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from torch import fx, nn
 
 from xfer.backends.torch.classifier import Pooled, ancestors, find_pooled
-from xfer.backends.torch.layers import PLAIN_CONTAINERS, is_layer
+from xfer.backends.torch.layers import PLAIN_CONTAINERS
+from xfer.backends.torch.tracer import Tracer, Values, known_whole
 
 # What a network's own code may raise when it meets a proxy instead of a tensor.
 TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, NameError)
@@ -44,6 +44,7 @@ class Trace:
     pooled: Pooled
     used: set[str]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    specialised: bool = False
 
 
 @contextmanager
@@ -74,15 +75,19 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: copy.copy(value) if isinstance(value, dict | list | set) else value for name, value in vars(module).items()}
 
 
-def trace(network: nn.Module) -> Trace:
-    """The network's graph; raises Untraceable. The network is unchanged afterwards."""
-    whole = set(_known_whole())
+def trace(network: nn.Module, *, image_size: int, channels: int = 3) -> Trace:
+    """The network's graph; raises Untraceable. The network is unchanged afterwards.
+
+    Where the top level decides by the size of the images, the graph is the one for `image_size` only (`specialised`).
+    """
+    values = Values(network, image_size=image_size, channels=channels)
+    whole = known_whole()
     with modes_kept(network):
         for _ in range(_ROUNDS):
             graphs = []
             for training in (False, True):
                 network.train(training)
-                graph, constants, fault = _attempt(network, whole)
+                graph, constants, fault = _attempt(network, whole, values)
                 if fault is not None:
                     _keep_whole(network, whole, fault[0], f"it can't be traced: {fault[1]}")
                     break
@@ -100,54 +105,14 @@ def trace(network: nn.Module) -> Trace:
             if different and not _same_structure(nodes, train_nodes):
                 raise Untraceable("its forward pass has different operations in train mode than in eval mode")
             used = _used_tensors(network, graph) | _used_tensors(network, train_graph)
-            return Trace(graph, nodes, train_nodes if different else nodes, pooled, used, {**train_constants, **constants})
+            constants = {**train_constants, **constants}
+            return Trace(graph, nodes, train_nodes if different else nodes, pooled, used, constants, values.were_asked)
     raise Untraceable("too many of its modules can't be traced")
 
 
-class _Tracer(fx.Tracer):
-    """Records for each node the modules that it was made in (`node.meta['stack']`) and the module in which tracing failed."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, whole: set[Any]) -> None:
-        super().__init__(autowrap_functions=_known_functions())
-        self._whole = whole
-        self._stack: list[tuple[str, int]] = []
-        self._calls = 0
-        self.fault: str | None = None
-        self.constants_in: dict[str, str] = {}
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Images are the only input: further arguments of forward keep their defaults."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_layer(m) or type(m) in self._whole or module_qualified_name in self._whole
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path, failed = self.path_of_module(m), True
-        self._calls += 1
-        self._stack.append((path, self._calls))
-        try:
-            result = super().call_module(m, forward, args, kwargs)
-            failed = False
-            return result
-        finally:
-            if failed and self.fault is None:
-                self.fault = path
-            self._stack.pop()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["stack"] = tuple(self._stack)
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            self.constants_in[str(node.target)] = self._stack[-1][0] if self._stack else ""
-        return node
-
-
-def _attempt(network: nn.Module, whole: set[Any]) -> tuple[fx.Graph, dict[str, torch.Tensor], tuple[str, str] | None]:
+def _attempt(network: nn.Module, whole: set[Any], values: Values) -> tuple[fx.Graph, dict[str, torch.Tensor], tuple[str, str] | None]:
     """The graph, tensors that the top level made while it was traced, and the module at fault with its reason, if any."""
-    tracer, graph, fault = _Tracer(whole), fx.Graph(), None
+    tracer, graph, fault = Tracer(whole, values), fx.Graph(), None
     with attributes_kept(network):
         try:
             graph = tracer.trace(network)
@@ -167,7 +132,7 @@ def _keeps_proxies(network: nn.Module) -> str | None:
         for value in vars(module).values():
             inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else (value,)
             if any(isinstance(item, fx.Proxy) for item in inside):
-                return path
+                return str(path)
     return None
 
 
@@ -180,17 +145,6 @@ def _keep_whole(network: nn.Module, whole: set[Any], path: str, reason: str) -> 
     if key in whole:
         raise Untraceable(f"{path}: {reason}")
     whole.add(key)
-
-
-def _known_whole() -> list[type]:
-    """Modules that timm itself says can't be traced."""
-    module = sys.modules.get("timm.layers._fx")
-    return list(module.get_notrace_modules()) if module else []
-
-
-def _known_functions() -> tuple[Callable[..., Any], ...]:
-    module = sys.modules.get("timm.layers._fx")
-    return tuple(module.get_notrace_functions()) if module else ()
 
 
 def _signature(node: fx.Node) -> tuple[str, str, str]:

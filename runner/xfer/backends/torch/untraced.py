@@ -54,11 +54,14 @@ def refusal(network: nn.Module, image_size: int) -> str | None:
 def _watch(network: nn.Module, batch: torch.Tensor) -> Observed:
     rows: dict[str, Row | None] = {}
     linear: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    last = None
     hooks = []
     for path, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda _, __, path=path: rows.setdefault(path, None)))
 
         def after(module: nn.Module, inputs: tuple[Any, ...], output: Any, path: str = path) -> None:
+            nonlocal last
+            last = path if next(module.parameters(recurse=False), None) is not None else last
             tensor = first_tensor(output)
             rows[path] = tuple(tensor.shape[1:]) if tensor is not None else None
             if is_linear(module) and tensor is not None and inputs:
@@ -72,7 +75,8 @@ def _watch(network: nn.Module, batch: torch.Tensor) -> Observed:
             hook.remove()
     if output is None:
         raise TypeError("its output holds no tensor")
-    for path, read, given in reversed(linear):
+    if linear and last == linear[-1][0]:  # whatever has weights behind it makes it an inner layer
+        path, read, given = linear[-1]
         classes = output.shape[1] if output.ndim == 2 else None
         if classes in (given.shape[1], given.shape[-1]) and layout_of(tuple(read.shape[1:])):
             return Observed(path, tuple(read.shape[1:]), rows)
