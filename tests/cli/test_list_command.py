@@ -52,3 +52,23 @@ def test_doctor(capsys, monkeypatch, tmp_path):
 def test_doctor_for_people(capsys, section):
     assert run(["doctor"]) == 0
     assert section in capsys.readouterr().out.splitlines()
+
+
+def test_a_run_whose_result_is_damaged_is_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XFER_RUNS", str(tmp_path))
+    for name, content in (("a", "{"), ("b", "[]")):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        (tmp_path / "flowers" / name / "result.json").write_text(content)
+    assert run(["list", "runs"]) == 0
+    folder = tmp_path / "flowers"
+    assert capsys.readouterr().out == f"{folder}/b  unreadable result.json\n{folder}/a  unreadable result.json\n"
+
+
+def test_doctor_counts_a_cache_that_has_broken_links(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XFER_CACHE", str(tmp_path))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "shard.npy").write_bytes(bytes(2_000_000))
+    (tmp_path / "store" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "absent")
+    assert run(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cache"]["holds"].startswith("2.0 MB in ")

@@ -69,3 +69,26 @@ def test_lengths(two_phases):
 
 def test_weights_that_are_none():
     assert weights(WeightsPlan(kind="none", location="none")) == "none: drawn at random from the seed"
+
+
+def test_names_are_plain_text(make_plan):
+    plan = make_plan(name="[/x] :smile:")
+    classes = ("[/b]", "[red]rose[/red]", "long " * 40)
+    data = plan.data.model_copy(update={"classes": classes, "counts": {"train": dict.fromkeys(classes, 5), "test": {"[/b]": 2}}})
+    text = printed(show_plan(plan.model_copy(update={"data": data}), {}), 80)
+    for part in ("[/x] :smile:, seed 0", "[/b]", "[red]rose[/red]"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_plan_says_all_that_the_optimizer_does(make_plan, two_phases):
+    optimizer = two_phases[0].optimizer.model_copy(
+        update={"warmup_epochs": 0.5, "label_smoothing": 0.1, "class_weights": "balanced", "schedule": "cosine"}
+    )
+    plan = make_plan(phases=(two_phases[0].model_copy(update={"optimizer": optimizer, "epochs": 1}),))
+    flat = " ".join(printed(show_plan(plan, {}), 200).split())
+    assert (
+        "optimizer sgd, momentum 0.9, weight decay 0, cosine schedule, warm-up of 0.5 epochs, labels smoothed by 0.1, "
+        "classes weighted evenly, batch 32" in flat
+    )
+    assert "length 1 epoch optimizer" in flat

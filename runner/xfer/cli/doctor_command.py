@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def look() -> dict[str, dict[str, Any]]:
         "features": " ".join(flag for flag in FLAGS if flag in _flags()) or "none that matter",
         "cores": usable,
         "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
-        "gpu": "an NVIDIA device" if Path("/dev/nvidia0").exists() else "none",
+        "gpu": _gpus(),
         "allocator": "glibc, tuned when a network is built" if platform.libc_ver()[0] == "glibc" else "left as it is (not glibc)",
     }
     return {"versions": versions, "hardware": hardware, "cache": _cache()}
@@ -54,13 +56,30 @@ def look() -> dict[str, dict[str, Any]]:
 def _cache() -> dict[str, Any]:
     folder = Path(os.environ.get("XFER_CACHE", "~/.cache/xfer")).expanduser().absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    sizes = list(_sizes(folder))
     return {
         "folder": str(folder),
         "writable": "yes" if os.access(there, os.W_OK) else f"no: {there} can't be written to; set runtime.cache or XFER_CACHE",
-        "holds": f"{sum(files) / 1e6:.1f} MB in {len(files)} files",
+        "holds": f"{sum(sizes) / 1e6:.1f} MB in {len(sizes)} files",
         "free": f"{shutil.disk_usage(there).free / 1e9:.1f} GB",
     }
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Bytes of each file below a folder; a run that goes on meanwhile may take files away."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.lstat(os.path.join(place, name)).st_size
+
+
+def _gpus() -> str:
+    """What the NVIDIA driver says is there, by name; 'none' where there is no driver."""
+    names = []
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = information.read_text(errors="replace").splitlines()
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return ", ".join(names) or ("an NVIDIA device" if Path("/dev/nvidia0").exists() else "none")
 
 
 def _flags() -> frozenset[str]:

@@ -80,8 +80,11 @@ def _runs() -> list[Entry]:
     found = []
     for path in sorted(Path(os.environ.get("XFER_RUNS", "runs")).glob("*/*/result.json"), key=lambda path: path.parent.name, reverse=True):
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            result = None
+        if not isinstance(result, dict):
+            found.append({"name": path.parent.as_posix(), "status": "unreadable result.json", "test_accuracy": None})
             continue
         accuracy = result.get("metrics", {}).get("test", {}).get("accuracy")
         shown = None if accuracy is None else round(accuracy, 4)

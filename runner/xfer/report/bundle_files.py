@@ -50,7 +50,7 @@ def read(folder: Path) -> BundleFiles:
     files.lock = _json(files, "lock.json")
     files.plan = _plan(files)
     if (folder / "recipe.yaml").is_file():
-        files.recipe = (folder / "recipe.yaml").read_text(errors="replace")
+        files.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
     files.records = _records(files)
     files.quarantine = _quarantine(files)
     files.predictions = _predictions(files)
@@ -62,7 +62,7 @@ def _json(files: BundleFiles, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         files.notes.append(f"{name} can't be read: {error}")
         return {}
@@ -90,7 +90,7 @@ def _records(files: BundleFiles) -> list[dict[str, Any]]:
         return []
     latest: dict[tuple[int, int, str], dict[str, Any]] = {}
     n_bad = 0
-    lines = path.read_text(errors="replace").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines):
         if not line.strip():
             continue
@@ -109,7 +109,7 @@ def _quarantine(files: BundleFiles) -> list[tuple[str, str]]:
     path = files.folder / "quarantine.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", errors="replace") as stream:
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
         return [(row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(stream)]
 
 
@@ -155,7 +155,7 @@ def _classes(files: BundleFiles, labels: list[str]) -> tuple[str, ...]:
     path = files.folder / "model" / "labels.json"
     if path.is_file():
         try:
-            return tuple(str(name) for name in json.loads(path.read_text()))
+            return tuple(str(name) for name in json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             files.notes.append(f"model/labels.json can't be read: {error}")
     return files.plan.data.classes if files.plan else tuple(sorted(set(labels)))

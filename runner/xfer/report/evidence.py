@@ -27,14 +27,15 @@ def score(files: BundleFiles) -> dict[str, Any] | None:
     if accuracy is None:
         return None
     bounds = (test.get("interval") or {}).get("accuracy")
-    baselines = {name: value for name, value in (files.result.get("baseline") or {}).items() if value is not None}
+    recorded = files.result.get("baseline") or {}
+    baselines = {title: float(recorded[name]) for name, title in BASELINE_TITLES.items() if recorded.get(name) is not None}
     entries = [("this run", float(accuracy), bounds)]
-    entries += [(BASELINE_TITLES.get(name, name), float(value), None) for name, value in baselines.items()]
+    entries += [(title, value, None) for title, value in baselines.items()]
     return {
         "accuracy": accuracy,
         "interval": bounds,
         "figure": figures.standing(entries),
-        "verdicts": [verdict(BASELINE_TITLES.get(name, name), value, bounds) for name, value in baselines.items()] if bounds else [],
+        "verdicts": [verdict(title, value, bounds) for title, value in baselines.items()] if bounds else [],
     }
 
 
@@ -77,9 +78,9 @@ def curve_figures(files: BundleFiles) -> list[dict[str, Any]]:
     """Loss, accuracy and learning rate over all phases' epochs; an entry for each that was recorded."""
     places, bands = _epoch_axis(files.records)
     shown = []
-    for key, title, limits in (("loss", "Loss", None), ("accuracy", "Accuracy", (0.0, 1.0))):
+    for key, title, within in (("loss", "Loss", None), ("accuracy", "Accuracy", (0.0, 1.0))):
         lines = [figures.Series(split, split, _points(files.records, places, split, key)) for split in ("train", "val")]
-        figure = figures.curves(lines, bands, label=f"{title} per epoch", limits=limits)
+        figure = figures.curves(lines, bands, label=f"{title} per epoch", within=within)
         if figure is not None:
             shown.append({"title": title, "figure": figure, "legend": [(line.style, line.name) for line in lines if line.points]})
     return shown
@@ -114,6 +115,7 @@ def test_evidence(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any]
     n_classes = len(found.classes)
     matrix = metrics.confusion(found.probabilities, found.labels, n_classes)
     shown = _classes_to_show(matrix)
+    mistakes = _mistakes(found, files, dataset)
     return {
         "n": len(found.labels),
         "matrix": figures.confusion_matrix(matrix[np.ix_(shown, shown)], [found.classes[place] for place in shown]),
@@ -123,7 +125,8 @@ def test_evidence(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any]
         "ece": metrics.classification(found.probabilities, found.labels)["ece"],
         "classes": _class_rows(matrix, found.classes),
         "open_classes": MOST_OPEN_CLASSES,
-        "mistakes": _mistakes(found, files, dataset),
+        "mistakes": mistakes,
+        "has_pictures": any(mistake["picture"] for mistake in mistakes),
         "n_mistakes": int(matrix.sum() - np.trace(matrix)),
     }
 

@@ -30,7 +30,7 @@ class Band:
     end: float
 
 
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     """Round numbers within [low, high].
 
     >>> ticks(0.0, 1.0)
@@ -81,18 +81,22 @@ class Frame:
         )  # fmt: skip
 
     def svg(self, label: str) -> Markup:
-        return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-            self.width, self.height, label, Markup("\n").join(self.parts)
+        """Grows to fill its place, but no more than by half: text that is much larger than the page's looks wrong."""
+        shape = (self.width, self.height, round(1.5 * self.width))
+        return Markup('<svg viewBox="0 0 {} {}" style="max-width: {}px" role="img" aria-label="{}">{}</svg>').format(
+            *shape, label, Markup("\n").join(self.parts)
         )
 
 
-def curves(series: Sequence[Series], bands: Sequence[Band], *, label: str, limits: tuple[float, float] | None = None) -> Markup | None:
-    """Lines over epochs, phases as bands; None where there is no finite point."""
+def curves(series: Sequence[Series], bands: Sequence[Band], *, label: str, within: tuple[float, float] | None = None) -> Markup | None:
+    """Lines over epochs, phases as bands; None where there is no finite point. The axis fits the values and stays `within`."""
     lines = [Series(s.name, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
     values = [y for line in lines for _, y in line.points]
     if not values:
         return None
-    low, high = limits or _padded(min(values), max(values))
+    low, high = _padded(min(values), max(values))
+    if within:
+        low, high = max(low, within[0]), min(high, within[1])
     last = max([band.end for band in bands] + [x for line in lines for x, _ in line.points])
     frame = Frame((0.5, last + 0.5), (low, high), size=(560, 260), margins=(26, 14, 34, 46))
     _bands(frame, bands)
@@ -104,12 +108,12 @@ def curves(series: Sequence[Series], bands: Sequence[Band], *, label: str, limit
             frame.text(frame.x(value), frame.height - frame.bottom + 17, f"{value:g}")
     frame.text((frame.left + frame.width - frame.right) / 2, frame.height - 3, "epoch")
     for line in lines:
-        path = " ".join(f"{frame.x(x)},{frame.y(min(max(y, low), high))}" for x, y in line.points)
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in line.points)
         frame.add('<polyline points="{}" class="curve {}"/>', path, line.style)
         for x, y in line.points if len(line.points) <= 60 else ():
             frame.add(
                 '<circle cx="{}" cy="{}" r="2.6" class="{}"><title>{}, epoch {}: {}</title></circle>',
-                frame.x(x), frame.y(min(max(y, low), high)), line.style, line.name, f"{x:g}", f"{y:.4g}",
+                frame.x(x), frame.y(y), line.style, line.name, f"{x:g}", f"{y:.4g}",
             )  # fmt: skip
     return frame.svg(label)
 
@@ -195,7 +199,8 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
     labelled, longest = cell >= 11, max(len(name) for name in names)
     margin = min(150, 20 + int(6.6 * longest)) if labelled else 22
     side = int(cell * n)
-    frame = Frame((0, n), (n, 0), size=(side + margin + 12, side + margin + 12), margins=(margin, 12, 12, margin))
+    beyond = max(12, int(0.57 * margin - cell / 2)) if labelled else 12  # what a slanted name sticks out to the right: cos 55 degrees
+    frame = Frame((0, n), (n, 0), size=(side + margin + beyond, side + margin + 12), margins=(margin, beyond, 12, margin))
     totals = np.maximum(matrix.sum(axis=1), 1)
     for row in range(n):
         for column in range(n):
@@ -229,11 +234,11 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Markup:
 def time_bar(parts: Sequence[tuple[str, str, float]]) -> Markup:
     """Shares of one whole as a bar: (name, CSS class, seconds)."""
     total = sum(value for _, _, value in parts) or 1.0
-    frame = Frame((0, 1), (0, 1), size=(560, 22), margins=(0, 0, 0, 0))
+    frame = Frame((0, 1), (0, 1), size=(1032, 22), margins=(0, 0, 0, 0))
     left = 0.0
     for name, style, value in parts:
-        frame.rect(left, 0, 560 * value / total - 1, 22, style, title=f"{name}: {value:.2f} s ({value / total:.0%})")
-        left += 560 * value / total
+        frame.rect(left, 0, 1032 * value / total - 1, 22, style, title=f"{name}: {value:.2f} s ({value / total:.0%})")
+        left += 1032 * value / total
     return frame.svg("where the time went")
 
 

@@ -24,7 +24,7 @@ def render(bundle: Path, *, dataset: Dataset | None = None) -> Path:
     files = bundle_files.read(bundle)
     page = bundle / "report.html"
     partial = bundle / f".report.html.{os.getpid()}"
-    partial.write_text(_template().render(**context(files, dataset)), encoding="utf-8")
+    partial.write_text(_template().render(**context(files, dataset)), encoding="utf-8", errors="backslashreplace")
     partial.replace(page)
     return page
 
@@ -49,7 +49,7 @@ def context(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any]:
         "metrics": evidence.metrics_table(files),
         "curves": evidence.curve_figures(files),
         "test": evidence.test_evidence(files, dataset),
-        "style": (HERE / "style.css").read_text(),
+        "style": (HERE / "style.css").read_text(encoding="utf-8"),
     }
 
 

@@ -11,6 +11,7 @@ from xfer.report.bundle_files import BundleFiles
 from xfer.report.figures import time_bar
 from xfer.report.group_names import compressed, rates
 from xfer.report.numbers import count, parameters
+from xfer.report.phase_words import length, normalisation, optimizer
 
 STATE_WORDS = {
     "finished": "finished",
@@ -39,7 +40,7 @@ def summary(files: BundleFiles) -> str:
     plan = files.plan
     images = files.result.get("data", {}).get("images", plan.data.images)
     start = f"{plan.method.type} transfer ({plan.method.name}) from {plan.source.model} to {dataset_name(plan)}"
-    return f"{start[0].upper()}{start[1:]}: {count(images)} images in {len(plan.data.classes)} classes. This run {state}."
+    return f"{start[0].upper()}{start[1:]}: {count(images)} images in {count(len(plan.data.classes))} classes. This run {state}."
 
 
 def dataset_name(plan: Plan) -> str:
@@ -64,7 +65,7 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
             f"{parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups",
         ),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
-        ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {len(plan.data.classes)} classes"),
+        ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {count(len(plan.data.classes))} classes"),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),
         ("new head", f"{head} on {plan.head.at}" + (f", dropout {plan.head.dropout:g}" if plan.head.dropout else "")),
         ("never trained", compressed(plan.never_trained, plan.model) or "nothing: every group trains in some phase"),
@@ -104,6 +105,8 @@ def _phase(name: str, record: Mapping[str, Any] | None) -> dict[str, Any]:
         "reason": "",
         "rates": "",
         "optimizer": "",
+        "length": "",
+        "norm": "",
         "frozen_tensors": record.get("frozen_tensors"),
         "frozen_changed": record.get("frozen_changed"),
     }
@@ -120,7 +123,9 @@ def _planned_phase(phase: PhasePlan, plan: Plan, record: Mapping[str, Any] | Non
         "input": f"{phase.input.cut}, {phase.input.mode}{held}",
         "reason": phase.input.reason,
         "rates": rates(phase, plan.model),
-        "optimizer": f"{phase.optimizer.name}, {phase.optimizer.schedule.replace('_', ' ')} schedule",
+        "optimizer": optimizer(phase.optimizer),
+        "length": length(phase),
+        "norm": normalisation(phase),
     }
 
 
