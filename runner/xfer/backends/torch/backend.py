@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ class TorchBackend:
     def build(self, plan: Plan, *, threads: int | None = None) -> TorchNetwork:
         base = self._bare(plan.source, seed=plan.seed, threads=threads, image_size=plan.model.image_size)
         if plan.source.weights.kind != "none":
-            base.load_state_dict(load(plan.source, model_map=plan.model, order=list(base.state_dict())), strict=False)
+            own = base.state_dict()
+            state = OrderedDict(load(plan.source, model_map=plan.model, order=list(own)))
+            state._metadata = own._metadata  # type: ignore[attr-defined]  # MNASNet asks it for the layout's version
+            base.load_state_dict(state, strict=False)
         return TorchNetwork(plan, base, self.device(plan.runtime.device))
 
     def load(self, plan: Plan, folder: Path) -> TorchNetwork:
