@@ -19,7 +19,7 @@ from xfer.errors import UsageError, WeightsError, XferError
 from xfer.plan.model_map import Frozen, ModelMap
 from xfer.plan.preprocess import Preprocess
 
-FACTS_FORMAT = 1  # rises when groups, stages or cuts are derived differently
+FACTS_FORMAT = 2  # rises when groups, stages or cuts are derived differently
 
 
 class ModelFacts(Frozen):
@@ -62,7 +62,7 @@ def make(question: Question) -> ModelFacts:
     """The facts, computed here: imports the framework."""
     source = plugins.load(question.target)()
     models = source.models()
-    if question.name not in models:
+    if question.name.partition(".")[0] not in models:  # timm's names may carry a weights tag: resnet18.a1_in1k
         raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
     tag = source.tag(question.name, question.tag) if question.tag else None
     preprocess = source.preprocess(question.name, tag.name if tag else None)
