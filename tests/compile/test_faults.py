@@ -132,6 +132,17 @@ CASES = {
         ("    epochs: 2", "    until: {metric: val.loss}"),
         ["r.yaml:11:5: freeze[0].until: needs a validation split to watch, and there is none; set target.splits.val above 0"],
     ),
+    "a password in an address": (
+        ("weights: none", "weights: https://me:word@models.example/w.pth"),
+        [
+            "r.yaml:3:3: source.weights: the address holds a password, and a bundle keeps the recipe; download the file and give its path, "
+            "or let the storage library read its own settings"
+        ],
+    ),
+    "a signed query in an address": (
+        ("  path: data", "  path: https://data.example/a.zip?sig=0123"),
+        None,
+    ),
     "unknown weights tag": (
         ("weights: none", "weights: IMAGENET1K_V3"),
         None,
@@ -190,6 +201,7 @@ def test_places_outside_the_recipe(place):
         "a bundle that is none": "r.yaml:2:3: source.model: ",
         "a plugin that is not there": f"r.yaml:12:11: plugins[0]: can't read {place / 'mine.py'}: no such file or directory",
         "unknown weights tag": "r.yaml:3:3: source.weights: ",
+        "a signed query in an address": "r.yaml:6:3: target.path: the address holds a signed query, ",
     }.items():
         found = faults(place, made(name)[0])
         assert len(found) == 1, found

@@ -17,6 +17,7 @@ from xfer.compile.inputs import decide
 from xfer.compile.model_facts import ModelFacts
 from xfer.compile.names import Names, resolve
 from xfer.compile.phases import Context, Written, check_schedule, check_until, lower_train, phase_plan, written_phases
+from xfer.compile.secrets import refuse
 from xfer.compile.selectors import NoMatch, lower
 from xfer.compile.source_facts import ask, choose_weights, preprocessing
 from xfer.errors import DataError, Fault, UsageError
@@ -63,13 +64,14 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
     recipe = reading.recipe
     if recipe is None:
         return None
+    has_secret = refuse(reading.data, collector)
     names = resolve(reading, recipe, collector)
     if depth == "shallow":
         written_phases(recipe, method=names.method_class, model=None, collector=collector)
         return None
     weights = choose_weights(recipe, names, collector)
     facts = ask(recipe, names, weights, cache=cache_folder(reading), in_process=in_process, collector=collector)
-    found = _data(recipe, names, collector) if data else None
+    found = _data(recipe, names, collector) if data and not has_secret else None
     if facts is None:
         written_phases(recipe, method=names.method_class, model=None, collector=collector)
         return None
