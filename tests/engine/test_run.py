@@ -98,9 +98,13 @@ def test_predict_json(finished):
     ]
 
 
-def test_resume_of_a_finished_bundle_is_refused(finished):
-    _, err = finished.xfer("run", "--resume", str(finished.bundle), code=2)
-    assert err.splitlines()[0] == f"error: {finished.bundle} is finished already"
+def test_resume_of_a_finished_bundle_only_makes_the_report_again(finished):
+    ledger, result = ((finished.bundle / name).read_bytes() for name in ("ledger.jsonl", "result.json"))
+    (finished.bundle / "report.html").unlink()
+    out, _ = finished.xfer("run", "--resume", str(finished.bundle))
+    assert out == f"{finished.bundle}\n"
+    assert (finished.bundle / "report.html").exists()
+    assert ((finished.bundle / "ledger.jsonl").read_bytes(), (finished.bundle / "result.json").read_bytes()) == (ledger, result)
 
 
 def test_a_run_as_source(finished, read_result):

@@ -17,7 +17,7 @@ import yaml
 from xfer.cli.progress import Terminal
 from xfer.compile.compiler import compile_plan
 from xfer.engine.bundle import Bundle
-from xfer.engine.runner import Run, open_for_resume
+from xfer.engine.runner import Run
 from xfer.errors import UsageError
 from xfer.recipe.loader import read
 from xfer.report.page import render
@@ -82,7 +82,7 @@ def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None) -> B
 def _resumed(folder: Path, recipe: Path | None, out: Path | None, overrides: tuple[str, ...]) -> Bundle:
     if recipe is not None or out is not None or overrides:
         raise UsageError("--resume goes on with a bundle's own recipe; a recipe, overrides or --out beside it have no meaning")
-    return open_for_resume(folder.absolute())
+    return Bundle(folder.absolute())
 
 
 def run_id() -> str:

@@ -44,6 +44,8 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Runs to the end; on any error of ours, the result says what happened before the error goes on."""
         self.bundle.hold()
+        if (done := self.bundle.result()).get("status") == "finished":
+            return done  # killed after its last write, while the report was made: there is nothing left to do here
         self._result("running")
         try:
             self._prepare()
@@ -229,13 +231,3 @@ def sha256(path: Path) -> str:
     """Of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_for_resume(folder: Path) -> Bundle:
-    """The bundle, if there is something left to do in it."""
-    bundle = Bundle(folder)
-    if bundle.result().get("status") == "finished":
-        raise UsageError(
-            f"{folder} is finished already", hint=f"see {folder / 'report.html'}, or start a new run with {folder / 'recipe.yaml'}"
-        )
-    return bundle
