@@ -187,7 +187,7 @@ def _in_package(location: str) -> Path:
         found = importlib.util.find_spec(package)  # of a top package: imports nothing
     except ValueError:  # a module of this process that has no spec, such as __main__
         found = None
-    if found is None:
+    if found is None or found.name != package:  # __main__ bears the name of what `python -m` ran
         raise UsageError(f"{location}: no package '{package}' is installed here; install the one that holds it: pip install {package}")
     if not found.submodule_search_locations:
         raise UsageError(f"{location}: '{package}' is a single module, not a package with files in it")
