@@ -98,6 +98,18 @@ def earlier_run(recipe, finished, **_) -> dict[str, Any]:
     return {**recipe, "source": {"model": f"run:{finished(recipe, 'earlier')}"}}
 
 
+def model(recipe, **transfer) -> dict[str, Any]:
+    return {**recipe, "transfer": {"type": "model", **transfer}}
+
+
+# What each policy's settings make of the network: how many of its stages train, and for how long, phase by phase.
+PHASES = {
+    "head": [(0, 2)],
+    "all": [(4, 2)],
+    "last": [(2, 1)],
+    "gradual": [(0, 1), (1, 1), (2, 1)],
+    "lp_ft": [(0, 2), (4, 1)],
+}
 SETTINGS: dict[tuple[str, str], Callable[..., dict[str, Any]]] = {
     ("sources", "torchvision"): lambda recipe, **_: recipe,
     ("sources", "timm"): lambda recipe, **_: {**recipe, "source": {"model": "timm/mobilenetv3_small_050", "weights": "none"}},
@@ -108,7 +120,13 @@ SETTINGS: dict[tuple[str, str], Callable[..., dict[str, Any]]] = {
     ("datasets", "torchvision"): cifar,
     ("datasets", "sklearn"): lambda recipe, **_: target(recipe, dataset="sklearn/digits"),
     ("methods", "probe"): lambda recipe, **_: {**recipe, "transfer": {"type": "feature", "method": "probe"}},
+    ("methods", "finetune"): lambda recipe, **_: model({**recipe, "freeze": [{"train": "last 1 stages"}, {"train": "all", "epochs": 1}]}),
+    ("methods", "l2sp"): lambda recipe, **_: model(recipe, method="l2sp", alpha=0.01),
     ("freezes", "head"): lambda recipe, **_: {**recipe, "freeze": {"policy": "head", "epochs": 2}},
+    ("freezes", "all"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "all", "epochs": 2}}),
+    ("freezes", "last"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "last", "stages": 2, "epochs": 1}}),
+    ("freezes", "gradual"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "gradual", "every": 1, "epochs": 3}}),
+    ("freezes", "lp_ft"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "lp_ft", "probe_epochs": 2, "epochs": 1}}),
     ("backends", "torch"): lambda recipe, **_: recipe,
 }
 
@@ -135,6 +153,9 @@ def test_each_takes_part_in_a_run(plugin, recipe, pictures, folder, finished, tm
     }
     assert used[plugin.group] == plugin.target
     if plugin.group == "freezes":
-        assert [(phase["train"], phase["epochs"]) for phase in plan["phases"]] == [(["head"], 2)]
+        stage = {group["name"]: group["stage"] for group in plan["model"]["groups"]}
+        shown = [(len({stage[name] for name in phase["train"] if name != "head"}), phase["epochs"]) for phase in plan["phases"]]
+        assert shown == PHASES[plugin.name]
+        assert all("head" in phase["train"] for phase in plan["phases"])
     if plugin.name == "run":
         assert plan["source"]["weights"]["kind"] == "bundle"

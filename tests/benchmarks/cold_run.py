@@ -34,6 +34,7 @@ class Run:
     done: Done
     bundle: Path
     result: dict[str, Any]
+    stored_bytes: int  # what the cache held at the end
 
     @property
     def images(self) -> int:
@@ -46,13 +47,23 @@ class Run:
 
 def probe(work: Path, model: str, target: dict[str, Any], *, epochs: int) -> dict[str, Any]:
     """The recipe of a linear probe with SGD, as the plain scripts train it."""
+    return one_phase(work, model, target, transfer="feature", train="head", epochs=epochs)
+
+
+def fine_tuning(work: Path, model: str, target: dict[str, Any], *, train: str | list[str], epochs: int) -> dict[str, Any]:
+    """The recipe that trains these layers of the source model and the head in one phase, as the plain scripts do."""
+    return one_phase(work, model, target, transfer="model", train=train, epochs=epochs)
+
+
+def one_phase(work: Path, model: str, target: dict[str, Any], *, transfer: str, train: str | list[str], epochs: int) -> dict[str, Any]:
+    """One phase, SGD with momentum, batches of 32."""
     known = MODELS[model]
     return {
         "name": f"bench-{model}",
         "source": {"model": known["model"], "weights": str(known["weights"](work)), "preprocess": known["preprocess"]},
         "target": {"batch_size": 32, **target},
-        "transfer": {"type": "feature"},
-        "freeze": [{"train": "head", "epochs": epochs}],
+        "transfer": {"type": transfer},
+        "freeze": [{"train": train, "epochs": epochs}],
         "optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0.9},
     }
 
@@ -68,5 +79,6 @@ def run_cold(work: Path, recipe: dict[str, Any], *, precision: str, watch_memory
     done = run(command, watch_memory=watch_memory)
     made = Path(done.last_line)
     result = json.loads((made / "result.json").read_text())
+    stored_bytes = sum(file.stat().st_size for file in (cache / "features").rglob("*") if file.is_file())
     shutil.rmtree(cache, ignore_errors=True)
-    return Run(done, made, result)
+    return Run(done, made, result, stored_bytes)

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import bench_extraction
+import bench_finetune
+import bench_last_stage
 import bench_memory
 import bench_probe
+import bench_spatial_memory
 import bench_startup
 from cold_run import MODELS
 
-PARTS = ("startup", "memory", "extraction", "probe")
+PARTS = ("startup", "memory", "extraction", "probe", "finetune")
+PIECES = ("finetune-all", "finetune-last", "finetune-memory")  # what the part finetune is made of
 
 
 def machine() -> dict[str, Any]:
@@ -39,10 +43,12 @@ def machine() -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", action="append", choices=PARTS, help="one benchmark; may be given again (default: all)")
+    parser.add_argument("--part", action="append", choices=PARTS + PIECES, help="one benchmark; may be given again (default: all)")
     parser.add_argument("--only", action="append", choices=list(MODELS), help="one model (default: both)")
-    parser.add_argument("--images", type=int, default=2000, help="how many photographs, up to 2000; memory is scaled likewise")
-    parser.add_argument("--repeats", type=int, default=3, help="how often xfer is run for a median; the plain scripts run once")
+    images = "how many photographs, up to 2000 (fine-tuning: up to 384); memory is scaled likewise"
+    parser.add_argument("--images", type=int, default=2000, help=images)
+    repeats = "how often xfer is run for a median; the plain scripts, and all of fine-tuning, run once"
+    parser.add_argument("--repeats", type=int, default=3, help=repeats)
     parser.add_argument("--work", type=Path, default=Path("bench"), help="where images, weights and results are put")
     return parser.parse_args()
 
@@ -59,10 +65,14 @@ def main() -> None:
         "memory": lambda: bench_memory.bench(work, scale=chosen.images / 2000),
         "extraction": lambda: bench_extraction.bench(work, n_images=chosen.images, models=models, repeats=chosen.repeats),
         "probe": lambda: bench_probe.bench(work, n_images=chosen.images, models=models, repeats=chosen.repeats),
+        "finetune-all": lambda: bench_finetune.bench(work, n_images=chosen.images, models=models),
+        "finetune-last": lambda: bench_last_stage.bench(work, n_images=chosen.images, models=models),
+        "finetune-memory": lambda: bench_spatial_memory.bench(work, scale=chosen.images / 2000),
     }
     for part in chosen.part or PARTS:
-        found[part] = benches[part]()
-        (work / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+        for piece in PIECES if part == "finetune" else (part,):
+            found[piece] = benches[piece]()
+            (work / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"written: {work / 'results.json'}")
 
 

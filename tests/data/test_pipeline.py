@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from xfer.data.dataset import Dataset
-from xfer.data.decode import decode
+from xfer.data.decode import Unreadable, decode
 from xfer.data.pipeline import decoded, reason
 from xfer.plan.preprocess import Preprocess
 
@@ -141,6 +141,49 @@ def test_no_thread_before_the_first_image_is_asked_for(draw, in_memory):
 def test_impossible_numbers(in_memory):
     with pytest.raises(ValueError, match="threads 0, batch 4 and ahead 3 must be at least 1"):
         decoded(in_memory([]), rows(0), SMALL, threads=0, batch=4)
+
+
+def test_something_else_is_made_of_the_raw_image(draw, encoded, in_memory):
+    """In order, whichever thread is done first, with the row number at hand, and in the shape that was said."""
+    raws = [encoded(draw(12, 10, seed=row)) for row in range(23)]
+    asked = np.random.default_rng(0).permutation(23)
+    pauses = np.random.default_rng(1).uniform(0, 0.004, 23)
+
+    def make(raw, row):
+        time.sleep(pauses[row])
+        return np.array([[row, raw is raws[row], threading.current_thread().name.startswith("xfer-decode")]], np.uint8)
+
+    for threads in (1, 3):
+        batches = list(decoded(in_memory(raws), asked, SMALL, threads=threads, batch=5, make=make, shape=(1, 3)))
+        assert [batch.pixels.shape for batch in batches] == [(5, 1, 3)] * 4 + [(3, 1, 3)]
+        np.testing.assert_array_equal(np.concatenate([batch.rows for batch in batches]), asked)
+        np.testing.assert_array_equal(np.concatenate([batch.pixels for batch in batches])[:, 0], [(row, 1, 1) for row in asked])
+
+
+def test_what_is_made_without_a_shape_is_as_large_as_the_crop(draw, in_memory):
+    (batch,) = decoded(in_memory([draw(8, 8)]), rows(1), SMALL, threads=1, batch=1, make=lambda raw, row: 255 - raw)
+    np.testing.assert_array_equal(batch.pixels[0], 255 - draw(8, 8))
+
+
+def test_what_cannot_be_made_is_a_bad_image(in_memory):
+    def make(raw, row):
+        if row == 1:
+            raise Unreadable("not for us")
+        return np.full(2, row, np.uint8)
+
+    raws = [b"a", b"b", FileNotFoundError(errno.ENOENT, "No such file"), b"d"]
+    (batch,) = decoded(in_memory(raws), rows(4), SMALL, threads=2, batch=4, make=make, shape=(2,))
+    assert batch.bad == [(1, "not for us"), (2, "file not found")]
+    assert batch.pixels.tolist() == [[0, 0], [3, 3]]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 3), np.uint8), np.zeros((2, 3), np.float32), np.zeros(3, np.uint8)])
+def test_what_is_made_must_fit(in_memory, wrong):
+    """Into the buffer for [2, 3] NumPy would stretch the first and the last, and cut the second to whole numbers."""
+    with pytest.raises(ValueError, match="row 0 was made") as error:
+        list(decoded(in_memory([b""]), rows(1), SMALL, threads=1, batch=1, make=lambda raw, row: wrong, shape=(2, 3)))
+    assert str(error.value) == f"row 0 was made {wrong.dtype} {list(wrong.shape)}, not uint8 [2, 3]"
+    assert _threads_end()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xfer.data.canvas import pack, unpack
 from xfer.data.dataset import Dataset
-from xfer.data.decode import decode
+from xfer.data.decode import Box, decode
 from xfer.data.store import FeatureStore, StoreSpec
 from xfer.engine.extraction import Extraction, extract, extract_from
 from xfer.errors import StoreError
@@ -140,6 +141,29 @@ def test_bad_images_are_recorded_and_the_rest_computed(open_store):
     again = run(open_store(), dataset=nothing_to_read)
     assert (again.computed, again.bad) == (0, done.bad)
     assert run(open_store(), np.arange(200, 300), dataset=nothing_to_read).bad == {250: "file not found"}
+
+
+def test_something_else_than_decoded_pixels_is_computed_from(open_store, tmp_path):
+    """Canvases, one line longer than they are wide, as the store keeps them for random augmentation; the picture comes through whole."""
+
+    def make(raw: np.ndarray, row: int) -> np.ndarray:
+        return pack(raw, Box(row % 8, row // 8, 1, 1))
+
+    shape = (SIDE + 1, SIDE, 3)
+    store = FeatureStore(tmp_path / "canvases", StoreSpec({"model": "m", "cut": "pixels"}, N_ROWS, shape, "uint8", 100))
+    shapes = []
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        shapes.append(rows.shape)
+        return rows
+
+    done = run(store, compute=compute, make=make, shape=shape)
+    assert (done.computed, done.complete) == (N_ROWS, True)
+    assert set(shapes) == {(32, *shape)}
+    for row, stored in enumerate(store.take(np.arange(N_ROWS))):
+        pixels, box = unpack(stored)
+        assert np.array_equal(pixels, picture(row))
+        assert box == Box(row % 8, row // 8, 1, 1)
 
 
 def test_only_bad_images(open_store):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +75,19 @@ class Network(Protocol):
         """Train on the batches; `first_step` is the phase's step of the first one, `scale` multiplies all learning rates."""
         ...
 
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Within it the weights are those that the phase would leave now: averaged ones, where the phase averages."""
+        ...
+
+    def end_phase(self, *, best: Mapping[str, np.ndarray], statistics: Iterable[np.ndarray] | None) -> None:
+        """Leave the averages, or the `best` tensors where there are any; then, with `statistics` (training inputs at the phase's cut),
+        estimate normalisation statistics anew."""
+        ...
+
+    def distances(self) -> dict[str, float]:
+        """Per source group that some phase trains, ||w - w⁰|| / ||w⁰||: how far it is from the source."""
+        ...
+
     def logits(self, inputs: np.ndarray, *, start: str, pooled: bool) -> np.ndarray:
         """Eval mode, from cut `start` through the head: float32 [n, classes]."""
         ...
@@ -82,13 +96,13 @@ class Network(Protocol):
         """Every tensor that a resume needs: those that may have changed, the head, and the optimizer's."""
         ...
 
-    def load_state(self, state: dict[str, np.ndarray]) -> None: ...
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None: ...
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Trained weights by name (those of `state` without the optimizer's), to keep the best of a phase."""
         ...
 
-    def load_tensors(self, tensors: dict[str, np.ndarray]) -> None: ...
+    def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None: ...
 
     def save(self, folder: Path) -> None:
         """Write the model's weights into a bundle's `model/`."""

@@ -14,14 +14,14 @@ from xfer.compile import data_facts
 from xfer.compile.availability import unavailable
 from xfer.compile.collector import Collector
 from xfer.compile.inputs import decide
+from xfer.compile.method_facts import place_cut, plan_method
 from xfer.compile.model_facts import ModelFacts
 from xfer.compile.names import Names, resolve
-from xfer.compile.phases import Context, Written, check_schedule, check_until, lower_train, phase_plan, written_phases
+from xfer.compile.phases import Context, Written, check_norm, check_schedule, check_until, lower_train, phase_plan, written_phases
 from xfer.compile.secrets import refuse
-from xfer.compile.selectors import NoMatch, lower
 from xfer.compile.source_facts import ask, choose_weights, preprocessing
 from xfer.errors import DataError, Fault, UsageError
-from xfer.plan.model_map import HEAD, POOLED, Cut, ModelMap
+from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import DataPlan, HeadPlan, MethodPlan, Plan, RuntimePlan, SourcePlan
 from xfer.plan.preprocess import Preprocess
 from xfer.recipe.loader import Reading
@@ -78,8 +78,10 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
     head = _head(recipe, facts.map, found, collector)
     written = written_phases(recipe, method=names.method_class, model=facts.map, collector=collector)
     trains = [(phase, lower_train(phase, facts.map, collector)) for phase in written]
-    for phase in written:
+    for phase, train in trains:
         check_until(phase, has_validation=found is None or "val" in found.counts, collector=collector)
+        check_norm(phase, train, collector)
+    method = plan_method(recipe, names, facts.map, head, collector)
     check_schedule(trains, method=names.method_class, type_=recipe.transfer.type, collector=collector)
     weights_plan = weights.plan(facts, collector, look=data) if weights else None
     if names.bundle is not None:
@@ -97,7 +99,7 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
         preprocess=prepared,
         trust=recipe.source.trust,
     )
-    return _plan(reading, recipe, names, facts, found, head, trains, source, collector)
+    return _plan(reading, recipe, names, facts, found, head, method, trains, source, collector)
 
 
 def _plan(
@@ -107,6 +109,7 @@ def _plan(
     facts: ModelFacts,
     found: data_facts.DataFacts,
     head: HeadPlan,
+    method: MethodPlan,
     trains: list[tuple[Written, tuple[str, ...]]],
     source: SourcePlan,
     collector: Collector,
@@ -114,9 +117,11 @@ def _plan(
     runtime = _runtime(reading, recipe, source.backend, collector)
     if runtime is None:
         return None
-    context = Context(found.images, runtime.precision, runtime.cache_budget, psutil.virtual_memory().total, {})
+    context = Context(
+        found.images, runtime.precision, runtime.cache_budget, psutil.virtual_memory().total, method, source.preprocess.crop
+    )
     phases = tuple(
-        phase_plan(written, index=index, recipe=recipe, model=facts.map, head=head, train=train, collector=collector, context=context)
+        phase_plan(written, index=index, recipe=recipe, model=facts.map, head=head, train=train, context=context)
         for index, (written, train) in enumerate(trains)
     )
     trained = {group for phase in phases for group in phase.train}
@@ -141,7 +146,7 @@ def _plan(
             max_bad=target.max_bad,
             batch_size=target.batch_size,
         ),
-        method=MethodPlan(type=recipe.transfer.type, name=names.method, target=names.method_target, options=names.method_options),
+        method=method,
         head=head,
         phases=phases,
         baseline=decide(
@@ -149,7 +154,7 @@ def _plan(
         ),
         runtime=runtime,
         never_trained=tuple(group.name for group in facts.map.groups if group.name not in trained),
-        total_parameters=facts.map.n_parameters + sum(tensor.size for tensor in head.tensors),
+        total_parameters=facts.map.n_parameters + sum(tensor.size for tensor in (*head.tensors, *method.tensors)),
         plugins=names.local_sources,
     )
 
@@ -180,36 +185,13 @@ def _data(recipe: Recipe, names: Names, collector: Collector) -> data_facts.Data
 
 
 def _head(recipe: Recipe, model: ModelMap, found: data_facts.DataFacts | None, collector: Collector) -> HeadPlan:
-    cut = _head_cut(recipe.transfer.at, model, collector)
+    cut = place_cut(recipe.transfer.at, model, collector, path="transfer.at", what="head")
     width = {"chw": 0, "hwc": -1, "tokens": -1}.get(cut.layout)
     inputs = cut.values if width is None else cut.shape[width]
     outputs = len(found.classes) if found else 2
     return HeadPlan(
         at=cut.name, layout=cut.layout, inputs=inputs, hidden=tuple(recipe.head.hidden), dropout=recipe.head.dropout, outputs=outputs
     )
-
-
-def _head_cut(at: str | None, model: ModelMap, collector: Collector) -> Cut:
-    """The cut that the head reads: the pooled features, or the end of what `at` names."""
-    if at is None or at == POOLED:
-        return model.cut(POOLED)
-    try:
-        names = [name for name in lower(at, model) if name != HEAD]
-        if not names:
-            raise NoMatch("the head can't be put on itself; name a stage or a group")
-    except NoMatch as fault:
-        collector.add("transfer.at", str(fault), candidates=[fault.suggestion or ""], wanted=fault.suggestion)
-        return model.cut(POOLED)
-    last = [group.name for group in model.groups].index(names[-1]) + 1
-    cuts = [cut for cut in model.cuts if cut.groups_before == last]
-    if not cuts:
-        near = [cut.name for cut in model.cuts if cut.groups_before < last][-1]
-        collector.add(
-            "transfer.at",
-            f"more than one tensor passes behind '{names[-1]}', so no head fits there; the nearest place before it is '{near}'",
-        )
-        return model.cut(POOLED)
-    return cuts[0]
 
 
 def _runtime(reading: Reading, recipe: Recipe, backend_name: str, collector: Collector) -> RuntimePlan | None:

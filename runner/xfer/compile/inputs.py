@@ -9,24 +9,32 @@ BYTES = {"uint8": 1, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def decide(
-    model: ModelMap, head: HeadPlan, trained: frozenset[str], *, images: int, precision: str, budget: int, changed_by: dict[str, int]
+    model: ModelMap,
+    head: HeadPlan,
+    trained: frozenset[str],
+    *,
+    images: int,
+    precision: str,
+    budget: int,
+    changed_by: dict[str, int],
+    below: int | None = None,
 ) -> InputPlan:
     """The phase's input. `trained` are the source groups that train (empty: the head alone), `changed_by` maps groups to the
-    earlier phase that changed them last."""
+    earlier phase that changed them last; no more than `below` groups may lie under it."""
     limit = model.cut(head.at).groups_before
     first = next((index for index, group in enumerate(model.groups) if group.name in trained), limit)
+    first = first if below is None else min(first, below)
     cut = deepest(model, min(first, limit), at=head.at if first >= limit else None)
-    pooled = first >= limit and head.layout != "vector"
+    pooled = first >= limit and head.layout != "vector" and below is None  # a tap there wants the map itself
     shape = (head.inputs,) if pooled else cut.shape
     dtype = "uint8" if cut.name == PIXELS else precision
-    n_bytes = images * _count(shape) * BYTES[dtype]
+    n_bytes = images * count(shape) * BYTES[dtype]
     prefix = [changed_by[group.name] for group in model.groups[: cut.groups_before] if group.name in changed_by]
     stored = n_bytes <= budget
-    reason = f"{size(n_bytes)} of a budget of {size(budget)}" if stored else f"{size(n_bytes)} would pass the budget of {size(budget)}"
     return InputPlan(
         cut=cut.name,
         mode="stored" if stored else "streamed",
-        reason=reason,
+        reason=budget_reason(n_bytes, budget),
         shape=shape,
         dtype=dtype,  # type: ignore[arg-type]
         bytes=n_bytes if stored else 0,
@@ -43,11 +51,23 @@ def deepest(model: ModelMap, first_trained: int, *, at: str | None) -> Cut:
     return max((cut for cut in model.cuts if cut.groups_before <= first_trained and cut.name != POOLED), key=lambda cut: cut.groups_before)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
+def budget_reason(n_bytes: int, budget: int) -> str:
+    """Why something is stored, or isn't."""
+    words = "of a budget of" if n_bytes <= budget else "would pass the budget of"
+    return f"{size(n_bytes)} {words} {size(budget)}"
+
+
+def row_bytes(place: InputPlan) -> int:
+    """What one row takes in the store."""
+    return count(place.shape) * BYTES[place.dtype]
+
+
+def count(shape: tuple[int, ...]) -> int:
+    """How many numbers an array of this shape holds."""
+    total = 1
     for n in shape:
-        count *= n
-    return count
+        total *= n
+    return total
 
 
 def size(n_bytes: float) -> str:

@@ -50,6 +50,7 @@ class LaterMethod:
     """Stands for a method whose work has not landed: its recipes are checked as far as they can be, and refused when run."""
 
     trains_source = True
+    freezes_head = False
     default_policy = "head"
 
 

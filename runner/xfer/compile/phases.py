@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from xfer import plugins
 from xfer.compile.collector import Collector
-from xfer.compile.inputs import decide
+from xfer.compile.inputs import budget_reason, decide, row_bytes
 from xfer.compile.options import bind
 from xfer.compile.selectors import NoMatch, lower
+from xfer.data.canvas import canvas_side
 from xfer.errors import UsageError
 from xfer.plan.model_map import HEAD, ModelMap
-from xfer.plan.plan import HeadPlan, OptimizerPlan, PhasePlan, UntilPlan
-from xfer.recipe.schema import Phase, Policy, Recipe
+from xfer.plan.plan import AugmentPlan, HeadPlan, InputPlan, MethodPlan, OptimizerPlan, PhasePlan, UntilPlan
+from xfer.recipe.schema import Augment, Phase, Policy, Recipe
+
+POLICY = "freeze"  # the place of phases that a policy made
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,14 @@ def written_phases(recipe: Recipe, *, method: Any, model: ModelMap | None, colle
     options = bind(policy, freeze.options, at="freeze", owner=f"policy {freeze.policy}", collector=collector, own=("policy",))
     if model is None:
         return []
-    made = policy([group.name for group in model.groups], model.stages, **options)
-    return [Written("freeze", Phase.model_validate(phase)) for phase in made]
+    made = policy([group.name for group in model.groups], model.stages, recipe.optimizer.lr, **options)
+    try:
+        return [Written("freeze", Phase.model_validate(phase)) for phase in made]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        collector.add("freeze", f"policy {freeze.policy} made a phase that can't be: {where}: {first['msg']}")
+        return []
 
 
 def lower_train(written: Written, model: ModelMap, collector: Collector) -> tuple[str, ...]:
@@ -50,6 +61,7 @@ def lower_train(written: Written, model: ModelMap, collector: Collector) -> tupl
     chosen: set[str] = set()
     for index, selector in enumerate(selectors):
         path = f"{written.path}.train" + ("" if isinstance(written.phase.train, str) else f"[{index}]")
+        path = path if written.path != POLICY else POLICY
         try:
             chosen.update(lower(selector, model))
         except NoMatch as fault:
@@ -84,6 +96,17 @@ def optimizer_plan(recipe: Recipe, phase: Phase) -> OptimizerPlan:
     return OptimizerPlan(**fields)
 
 
+def check_norm(written: Written, train: tuple[str, ...], collector: Collector) -> None:
+    """Statistics can only be estimated anew where some train."""
+    if not written.phase.reestimate_norm:
+        return
+    path = f"{written.path}.reestimate_norm" if written.path != POLICY else POLICY
+    if written.phase.norm == "frozen":
+        collector.add(path, "has nothing to estimate beside 'norm: frozen', which leaves the statistics as they are; leave one out")
+    elif train and set(train) == {HEAD}:
+        collector.add(path, "has nothing to estimate where only the head trains; leave it out")
+
+
 def check_until(written: Written, *, has_validation: bool, collector: Collector) -> None:
     """A stop rule needs a metric that a run knows before the test set is opened, and images to measure it on."""
     until = written.phase.until
@@ -111,43 +134,47 @@ def learning_rates(groups: tuple[str, ...], lr: float, layer_decay: float | None
 
 
 def phase_plan(
-    written: Written,
-    *,
-    index: int,
-    recipe: Recipe,
-    model: ModelMap,
-    head: HeadPlan,
-    train: tuple[str, ...],
-    collector: Collector,
-    context: Context,
+    written: Written, *, index: int, recipe: Recipe, model: ModelMap, head: HeadPlan, train: tuple[str, ...], context: Context
 ) -> PhasePlan:
     """One phase, decided."""
-    phase = written.phase
+    phase, method = written.phase, context.method
     optimizer = optimizer_plan(recipe, phase)
-    frozen, trainable = split_tensors(model, head, train, norm=phase.norm)
-    source = frozenset(train) - {HEAD}
-    sizes = {tensor.name: tensor.size for group in model.groups for tensor in group.tensors} | {
-        tensor.name: tensor.size for tensor in head.tensors
-    }
+    frozen, trainable = split_tensors(model, head, train, norm=phase.norm, rewritten=method.rewrites_statistics)
+    trainable = (*trainable, *(tensor.name for tensor in method.tensors))
+    groups = (*train, *method.groups)
+    source = frozenset(train) - {HEAD} | (with_statistics(model) if method.rewrites_statistics else frozenset())
     place = decide(
-        model, head, source, images=context.images, precision=context.precision, budget=context.budget, changed_by=context.changed_by
+        model,
+        head,
+        source | (frozenset(context.changed_by) if method.teacher else frozenset()),
+        images=context.images,
+        precision=context.precision,
+        budget=context.budget,
+        changed_by=context.changed_by,
+        below=min((model.cut(cut).groups_before for cut in method.taps.values()), default=None),
     )
     context.changed_by.update(dict.fromkeys(source, index))
+    same = index > 0 and context.optimizer == optimizer.name  # another optimizer keeps other numbers
+    context.optimizer = optimizer.name
+    augment = augment_plan(recipe, place, context)
+    held = place.bytes if augment is None or augment.views else augment.bytes
+    sizes = {tensor.name: tensor.size for tensor in (*(t for g in model.groups for t in g.tensors), *head.tensors, *method.tensors)}
     return PhasePlan(
         name=f"{index + 1}: {phase.train if isinstance(phase.train, str) else ', '.join(phase.train)}",
         index=index,
-        train=train,
+        train=groups,
         trainable=trainable,
         frozen=frozen,
         epochs=phase.epochs,
         until=until_plan(written),
-        learning_rates=learning_rates(train, optimizer.lr, phase.layer_decay),
+        learning_rates=learning_rates(train, optimizer.lr, phase.layer_decay) | dict.fromkeys(method.groups, optimizer.lr),
         norm=phase.norm,
         optimizer=optimizer,
-        optimizer_state=phase.optimizer_state,
+        optimizer_state=phase.optimizer_state if same else "reset",
         reestimate_norm=phase.reestimate_norm,
         input=place,
-        shuffle="blocks" if place.mode == "stored" and place.bytes > context.memory // 2 else "full",
+        augment=augment,
+        shuffle="blocks" if held > context.memory // 2 else "full",
         trainable_parameters=sum(sizes[name] for name in trainable),
     )
 
@@ -160,15 +187,50 @@ class Context:
     precision: str
     budget: int
     memory: int  # bytes of this machine
-    changed_by: dict[str, int]
+    method: MethodPlan
+    crop: int  # side of the network's input
+    changed_by: dict[str, int] = field(default_factory=dict)
+    optimizer: str = ""
 
 
-def split_tensors(model: ModelMap, head: HeadPlan, train: tuple[str, ...], *, norm: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(frozen, trainable) tensor names. Buffers of trained groups are neither, unless `norm` freezes them."""
+def augment_plan(recipe: Recipe, place: InputPlan, context: Context) -> AugmentPlan | None:
+    """What augmentation takes: canvases at cut 0, or `views` more of what the phase reads."""
+    asked = recipe.target.augment
+    augment = asked if isinstance(asked, Augment) else Augment(policy=asked)
+    if augment.policy == "none":
+        return None
+    side = canvas_side(context.crop)
+    if augment.views is None:
+        needed, held = context.images * (side + 1) * side * 3, 0
+    else:
+        needed, held = augment.views * row_bytes(place) * context.images, place.bytes
+    stored = held + needed <= context.budget and (augment.views is None or place.mode == "stored")
+    return AugmentPlan(
+        policy=augment.policy,
+        views=augment.views,
+        canvas=side,
+        mode="stored" if stored else "streamed",
+        bytes=needed if stored else 0,
+        reason=budget_reason(held + needed, context.budget),
+    )
+
+
+def with_statistics(model: ModelMap) -> frozenset[str]:
+    """Groups whose normalisation layers keep statistics."""
+    return frozenset(g.name for g in model.groups if any(t.kind == "buffer" and t.name in g.norm for t in g.tensors))
+
+
+def split_tensors(
+    model: ModelMap, head: HeadPlan, train: tuple[str, ...], *, norm: str, rewritten: bool = False
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(frozen, trainable) tensor names. Buffers of trained groups are neither, unless `norm` freezes them; nor are statistics
+    that the method rewrites."""
     frozen, trainable = [], []
     for group in model.groups:
         held = set(group.norm) if norm == "frozen" else set()
         for tensor in group.tensors:
+            if rewritten and tensor.kind == "buffer" and tensor.name in group.norm:
+                continue
             if group.name not in train or tensor.name in held:
                 frozen.append(tensor.name)
             elif tensor.kind == "parameter":
@@ -180,7 +242,8 @@ def split_tensors(model: ModelMap, head: HeadPlan, train: tuple[str, ...], *, no
 
 def check_schedule(trains: list[tuple[Written, tuple[str, ...]]], *, method: Any, type_: str, collector: Collector) -> None:
     """Rules over the whole schedule: the head trains sometime, and a feature transfer trains nothing else."""
-    if trains and all(groups for _, groups in trains) and not any(HEAD in groups for _, groups in trains):
+    headless = trains and all(groups for _, groups in trains) and not any(HEAD in groups for _, groups in trains)
+    if headless and not method.freezes_head:
         collector.add(trains[0][0].path, "no phase trains the head, so its random start would be the result; add 'head' to train")
     if method.trains_source:
         return
@@ -189,4 +252,4 @@ def check_schedule(trains: list[tuple[Written, tuple[str, ...]]], *, method: Any
         if source:
             shown = ", ".join(source[:3]) + (", …" if len(source) > 3 else "")
             text = f"a {type_} transfer keeps the source frozen, and this trains {shown}; write 'head', or transfer.type: model"
-            collector.add(f"{written.path}.train" if written.path != "freeze" else "freeze", text)
+            collector.add(f"{written.path}.train" if written.path != POLICY else POLICY, text)

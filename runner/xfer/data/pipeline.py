@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
-from xfer.data.dataset import Dataset
+from xfer.data.dataset import Dataset, RawImage
 from xfer.data.decode import Unreadable, decode, quieten
 from xfer.plan.preprocess import Preprocess
 
@@ -25,13 +25,14 @@ _REASONS = {
     errno.ELOOP: "a link that leads in a circle",
     errno.ENAMETOOLONG: "file name too long",
 }
+Make = Callable[[RawImage, int], np.ndarray]  # raw content and row number -> uint8 of one shape
 _Decoded = list[tuple[int, "np.ndarray | str"]]
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Images that could be read, in the order of the rows asked for: `rows` int64 [k], `pixels` uint8 [k, crop, crop, 3],
-    writable and not shared; and the rows met since the batch before that could not, each with its reason."""
+    """Images that could be read, in the order of the rows asked for: `rows` int64 [k], `pixels` uint8 [k, crop, crop, 3]
+    (or [k, *shape]), writable and not shared; and the rows met since the batch before that could not, each with its reason."""
 
     rows: np.ndarray
     pixels: np.ndarray
@@ -39,40 +40,55 @@ class DecodedBatch:
 
 
 def decoded(
-    dataset: Dataset, rows: np.ndarray, preprocess: Preprocess, *, threads: int, batch: int, ahead: int = 3
+    dataset: Dataset,
+    rows: np.ndarray,
+    preprocess: Preprocess,
+    *,
+    threads: int,
+    batch: int,
+    ahead: int = 3,
+    make: Make | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Iterator[DecodedBatch]:
     """Yields full batches of readable images, in the order of `rows`; only the last may be smaller, or empty if it
     brings bad rows. At most `ahead` batches are decoded or being decoded beyond the one that is yielded.
 
+    `make(raw, row)` returns what stands for an image instead of `decode(raw, preprocess)`, uint8 [*shape], which is [crop, crop, 3]
+    if nothing is said; it runs in the threads, and raises Unreadable for a bad row. ValueError if it returns something else.
     What `dataset.read` raises other than OSError comes out here. The threads end when the iterator is exhausted or closed.
     """
     if min(threads, batch, ahead) < 1:
         raise ValueError(f"threads {threads}, batch {batch} and ahead {ahead} must be at least 1")
     quieten()
-    return _batches(dataset, [int(row) for row in rows], preprocess, threads, batch, ahead)
+    making = make or (lambda raw, row: decode(raw, preprocess))
+    each = (preprocess.crop, preprocess.crop, 3) if shape is None else shape
+    return _batches(dataset, [int(row) for row in rows], making, each, threads, batch, ahead)
 
 
-def _batches(dataset: Dataset, rows: Sequence[int], preprocess: Preprocess, threads: int, batch: int, ahead: int) -> Iterator[DecodedBatch]:
-    side = preprocess.crop
+def _batches(
+    dataset: Dataset, rows: Sequence[int], make: Make, shape: tuple[int, ...], threads: int, batch: int, ahead: int
+) -> Iterator[DecodedBatch]:
     taken: list[int] = []
     bad: list[tuple[int, str]] = []
-    pixels = np.empty((batch, side, side, 3), np.uint8)
-    with closing(_in_order(dataset, rows, preprocess, threads, batch, ahead)) as images:
+    pixels = np.empty((batch, *shape), np.uint8)
+    with closing(_in_order(dataset, rows, make, threads, batch, ahead)) as images:
         for row, image in images:
             if isinstance(image, str):
                 bad.append((row, image))
                 continue
+            if image.shape != shape or image.dtype != np.uint8:  # the buffer would take it, stretched or cut to whole numbers
+                raise ValueError(f"row {row} was made {image.dtype} {list(image.shape)}, not uint8 {list(shape)}")
             pixels[len(taken)] = image
             taken.append(row)
             if len(taken) == batch:
                 yield DecodedBatch(np.array(taken, np.int64), pixels, bad)
-                taken, bad, pixels = [], [], np.empty((batch, side, side, 3), np.uint8)
+                taken, bad, pixels = [], [], np.empty((batch, *shape), np.uint8)
     if taken or bad:
         yield DecodedBatch(np.array(taken, np.int64), pixels[: len(taken)], bad)
 
 
 def _in_order(
-    dataset: Dataset, rows: Sequence[int], preprocess: Preprocess, threads: int, batch: int, ahead: int
+    dataset: Dataset, rows: Sequence[int], make: Make, threads: int, batch: int, ahead: int
 ) -> Generator[tuple[int, np.ndarray | str]]:
     """Rows decoded by a pool, in order. The pool takes runs of rows: a task for each
     would cost more than a tiny image itself."""
@@ -82,7 +98,7 @@ def _in_order(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="xfer-decode")
     try:
         for start in starts:
-            waiting.append(pool.submit(_decode_run, dataset, rows[start : start + run], preprocess))
+            waiting.append(pool.submit(_decode_run, dataset, rows[start : start + run], make))
             if len(waiting) * run >= ahead * batch:
                 yield from waiting.popleft().result()
         while waiting:
@@ -91,14 +107,14 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode_run(dataset: Dataset, rows: Sequence[int], preprocess: Preprocess) -> _Decoded:
-    return [(row, _decode_row(dataset, row, preprocess)) for row in rows]
+def _decode_run(dataset: Dataset, rows: Sequence[int], make: Make) -> _Decoded:
+    return [(row, _decode_row(dataset, row, make)) for row in rows]
 
 
-def _decode_row(dataset: Dataset, row: int, preprocess: Preprocess) -> np.ndarray | str:
+def _decode_row(dataset: Dataset, row: int, make: Make) -> np.ndarray | str:
     """The pixels, or why there are none."""
     try:
-        return decode(dataset.read(row), preprocess)
+        return make(dataset.read(row), row)
     except Unreadable as error:
         return str(error)
     except OSError as error:

@@ -19,7 +19,7 @@ from xfer.engine.files import write_atomic, write_json, write_text
 from xfer.errors import BundleError, UsageError
 from xfer.plan.plan import Plan
 
-STATE, PROGRESS = "state.safetensors", "progress.json"
+STATE, PROGRESS, BASELINES = "state.safetensors", "progress.json", "baselines.json"
 
 
 class Bundle:
@@ -112,6 +112,14 @@ class Bundle:
 
     def _checkpoints(self) -> list[int]:
         return sorted(int(path.name) for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
+
+    def keep_baselines(self, found: Mapping[str, Any]) -> None:
+        """They are made of the source's own features, which a resumed run can't compute any more once the source has trained."""
+        write_json(self.folder / "checkpoints" / BASELINES, found)
+
+    def baselines(self) -> dict[str, Any] | None:
+        path = self.folder / "checkpoints" / BASELINES
+        return dict(json.loads(path.read_text())) if path.exists() else None
 
     # results
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from xfer.data.dataset import Dataset
-from xfer.data.pipeline import DecodedBatch, decoded
+from xfer.data.pipeline import DecodedBatch, Make, decoded
 from xfer.data.store import FeatureStore, ShardClaim
 from xfer.errors import StoreError
 from xfer.plan.preprocess import Preprocess
@@ -53,17 +53,20 @@ def extract(
     threads: int,
     progress: Callable[[int], None] = lambda n_rows: None,
     stop: Callable[[], bool] = lambda: False,
+    make: Make | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Extraction:
     """Computes the rows of images that the store has not yet.
 
     `compute` gets uint8 [batch, crop, crop, 3], always of this shape (the last batch repeats its last image), and returns
     [batch, *store.spec.shape] in the store's dtype. `progress(n)` hears of n more rows that are there now, or known to be bad,
     whoever did it; in all that is the number of rows that were missing at the start. `stop` is asked between batches: when it is
-    true, what was computed is written and the rest is left. Raises DiskFullError, StoreError, and what `compute` raises.
+    true, what was computed is written and the rest is left. `make` and `shape` are `decoded`'s: what stands for an image instead of its
+    decoded pixels; `compute` gets uint8 [batch, *shape] then. Raises DiskFullError, StoreError, and what `compute` raises.
     """
 
     def feed(wanted: np.ndarray) -> Iterator[DecodedBatch]:
-        return decoded(dataset, wanted, preprocess, threads=threads, batch=batch)
+        return decoded(dataset, wanted, preprocess, threads=threads, batch=batch, make=make, shape=shape)
 
     return _fill(store, rows, feed, compute, batch=batch, progress=progress, stop=stop)
 

@@ -17,6 +17,7 @@ from xfer.data.store import FeatureStore, StoreSpec
 from xfer.engine.extraction import extract
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
+from xfer.engine.views import View
 from xfer.errors import InterruptedRun
 from xfer.plan.model_map import PIXELS
 from xfer.plan.plan import InputPlan, Plan
@@ -29,15 +30,27 @@ class Inputs:
     computes what the store lacks. `seconds` and `computed` say what that took."""
 
     def __init__(
-        self, run: Plan, place: InputPlan, target: Target, network: Network, *, versions: dict[str, str], device: Device, contents: str
+        self,
+        run: Plan,
+        place: InputPlan,
+        target: Target,
+        network: Network,
+        *,
+        versions: dict[str, str],
+        device: Device,
+        contents: str,
+        view: View | None = None,
     ) -> None:
         self.run, self.place, self.target, self.network = run, place, target, network
+        self.view = view
+        self.make = view.make if view else None
+        self.shape = view.shape if view else None
         self.batch = run.runtime.extraction_batch
         self.threads = decode_threads()
         self.seconds, self.computed = 0.0, 0
         self.store: FeatureStore | None = None
         if place.mode == "stored":
-            key = store_key(run, place, network, versions=versions, device=device, contents=contents)
+            key = store_key(run, place, network, versions=versions, device=device, contents=contents, view=view)
             spec = StoreSpec(key=key, rows=len(target.dataset), shape=place.shape, dtype=place.dtype, shard_rows=run.runtime.shard_rows)
             self.store = FeatureStore(Path(run.runtime.cache), spec)
 
@@ -58,17 +71,23 @@ class Inputs:
             threads=self.threads,
             progress=reporter.advance,
             stop=stop,
+            make=self.make,
+            shape=self.shape,
         )
         if missing:
             reporter.done()
         self.seconds, self.computed = self.seconds + done.seconds, self.computed + done.computed
         if stop():
             raise InterruptedRun("stopped while features were extracted; what is in the store is kept")
+        self.target.seen(rows)
         return {row: reason for row, reason in self.store.bad().items() if row in set(rows.tolist())}
 
     def _scan(self, rows: np.ndarray, *, reporter: Reporter, stop: Stop) -> dict[int, str]:
         """Without a store, unreadable images must still be known before training: decode each once."""
         bad: dict[int, str] = {}
+        rows = self.target.unseen(rows)
+        if not len(rows):
+            return bad
         reporter.start("reading images", len(rows))
         for part in decoded(self.target.dataset, rows, self.run.source.preprocess, threads=self.threads, batch=self.batch):
             bad.update(dict(part.bad))
@@ -76,6 +95,7 @@ class Inputs:
             if stop():
                 raise InterruptedRun("stopped while images were read")
         reporter.done()
+        self.target.seen(rows)
         return bad
 
     def _compute(self, pixels: np.ndarray) -> np.ndarray:
@@ -83,6 +103,13 @@ class Inputs:
         if self.place.cut == PIXELS:
             return pixels
         return self.network.compute(pixels, start=PIXELS, end=self.place.cut, pooled=self.place.pooled)
+
+    def from_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [k, crop, crop, 3] of at most one batch to rows [k, *shape] at the cut."""
+        n_rows = len(pixels)
+        if n_rows < self.batch and self.place.cut != PIXELS:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch - n_rows, axis=0)])
+        return self._compute(pixels)[:n_rows]
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(rows, inputs [k, *shape]) in the order of `rows`, `size` at a time, the last as short as it comes."""
@@ -94,14 +121,12 @@ class Inputs:
         yield from rebatch(self._streamed(rows), size)
 
     def _streamed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for part in decoded(self.target.dataset, rows, self.run.source.preprocess, threads=self.threads, batch=self.batch):
-            n_rows = len(part.rows)
-            if not n_rows:
-                continue
-            pixels = part.pixels
-            if n_rows < self.batch:
-                pixels = np.concatenate([pixels, np.repeat(pixels[-1:], self.batch - n_rows, axis=0)])
-            yield part.rows, self._compute(pixels)[:n_rows]
+        preprocess = self.run.source.preprocess
+        for part in decoded(
+            self.target.dataset, rows, preprocess, threads=self.threads, batch=self.batch, make=self.make, shape=self.shape
+        ):
+            if len(part.rows):
+                yield part.rows, self.from_pixels(part.pixels)
 
 
 def rebatch(parts: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -120,10 +145,13 @@ def rebatch(parts: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Iterat
         yield all_rows, all_values
 
 
-def store_key(run: Plan, place: InputPlan, network: Network, *, versions: dict[str, str], device: Device, contents: str) -> dict[str, Any]:
+def store_key(
+    run: Plan, place: InputPlan, network: Network, *, versions: dict[str, str], device: Device, contents: str, view: View | None = None
+) -> dict[str, Any]:
     """All that the rows at a cut depend on. At cut 0 that is the images and how they are decoded."""
     preprocess = run.source.preprocess.model_dump(mode="json")
-    key: dict[str, Any] = {"contents": contents, "cut": place.cut, "shape": list(place.shape), "dtype": place.dtype, "view": "clean"}
+    key: dict[str, Any] = {"contents": contents, "cut": place.cut, "shape": list(place.shape), "dtype": place.dtype}
+    key["view"] = view.key if view else "clean"
     if place.cut == PIXELS:
         decode = {name: preprocess[name] for name in ("resize", "crop", "stretch", "interpolation")}
         return {**key, "decode": decode, "versions": {"pillow": versions.get("pillow", "")}}

@@ -14,13 +14,15 @@ import numpy as np
 
 from xfer import plugins
 from xfer.backends.backend import Backend, Network
-from xfer.engine.baselines import BLOCK_ROWS, as_float32, fit_probe, majority_class
+from xfer.engine.baselines import Baselines, fit_baselines
 from xfer.engine.bundle import Bundle
 from xfer.engine.files import write_atomic, write_json
 from xfer.engine.inputs import Inputs, Stop, contents_digest
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
 from xfer.engine.training import PhaseRunner, Progress, predict
+from xfer.engine.training_rows import TrainingRows
+from xfer.engine.views import View
 from xfer.errors import InterruptedRun, UsageError, XferError
 from xfer.ops.metrics import classification, intervals
 from xfer.plan.plan import InputPlan, PhasePlan
@@ -39,6 +41,7 @@ class Run:
         self.target: Target
         self.contents = ""
         self._inputs: dict[str, Inputs] = {}
+        self._quarantined = False
         self.progress = Progress()
 
     def execute(self) -> dict[str, Any]:
@@ -49,6 +52,7 @@ class Run:
         self._result("running")
         try:
             self._prepare()
+            self._baselines()
             self._phases()
             result = self._finish()
         except InterruptedRun as error:
@@ -103,15 +107,32 @@ class Run:
 
     # phases
 
-    def inputs(self, place: InputPlan) -> Inputs:
-        """The input at a place, prepared: missing rows computed, unreadable images left out."""
-        key = place.model_dump_json()
+    def inputs(self, place: InputPlan, view: View | None = None, *, rows: np.ndarray | None = None) -> Inputs:
+        """The input at a place, prepared for `rows` (all, where they aren't given): missing ones computed, unreadable images left
+        out."""
+        key = place.model_dump_json() + (view.key if view else "")
         if key not in self._inputs:
-            made = Inputs(self.plan, place, self.target, self.network, versions=self.versions, device=self.device, contents=self.contents)
-            bad = made.prepare(self.target.all_rows, reporter=self.reporter, stop=self.stop)
+            self._inputs[key] = self._input(place, view)
+        made = self._inputs[key]
+        bad = made.prepare(self.target.all_rows if rows is None else rows, reporter=self.reporter, stop=self.stop)
+        if set(bad) - set(self.target.bad) or not self._quarantined:
             self.target.quarantine(bad, self.bundle)
-            self._inputs[key] = made
-        return self._inputs[key]
+            self._quarantined = True
+        return made
+
+    def _input(self, place: InputPlan, view: View | None) -> Inputs:
+        return Inputs(
+            self.plan, place, self.target, self.network, versions=self.versions, device=self.device, contents=self.contents, view=view
+        )
+
+    def _baselines(self) -> Baselines:
+        """Made before anything trains, or found where an earlier part of this run left them."""
+        found = self.bundle.baselines()
+        if found is None:
+            made = fit_baselines(self.inputs(self.plan.baseline), self.target)
+            self.bundle.keep_baselines(asdict(made))
+            return made
+        return Baselines(found["majority"], found["strength"], {int(row): guess for row, guess in found["guesses"].items()})
 
     def _phases(self) -> None:
         saved = self.bundle.latest()
@@ -122,6 +143,7 @@ class Run:
             self.bundle.keep_metrics_before(
                 self.progress.phase + self.progress.finished, 0 if self.progress.finished else self.progress.epoch
             )
+            self.network.load_state(state)  # the weights first: the store's keys are made of them
         else:
             self.bundle.keep_metrics_before(0, 0)
         if self.progress.finished and state is not None:
@@ -133,7 +155,8 @@ class Run:
                 self.plan,
                 phase,
                 network=self.network,
-                inputs=self.inputs(phase.input),
+                inputs=self.inputs(phase.input, rows=self._clean_rows(phase)),
+                training=TrainingRows(self.plan, phase, opened=self._training_input, make=self._input),
                 target=self.target,
                 bundle=self.bundle,
                 reporter=self.reporter,
@@ -147,10 +170,21 @@ class Run:
             self._next()
             state = None
 
+    def _training_input(self, place: InputPlan, view: View | None) -> Inputs:
+        """Only training images are augmented."""
+        return self.inputs(place, view, rows=None if view is None else self.target.rows("train"))
+
+    def _clean_rows(self, phase: PhasePlan) -> np.ndarray | None:
+        """Where training draws anew from canvases, no clean row of a training image is ever read."""
+        if phase.augment is None or phase.augment.views is not None:
+            return None
+        return np.concatenate([self.target.rows("val"), self.target.rows("test")])
+
     def _settle(self, phase: PhasePlan, state: dict[str, np.ndarray]) -> None:
         """Put a finished phase's weights, and the optimizer state that the next may carry, back."""
         self.network.begin_phase(phase, steps_per_epoch=1, class_weights=None)
         self.network.load_state(state)
+        self.network.end_phase(best={}, statistics=None)
 
     def _next(self) -> None:
         self.progress = Progress(phase=self.progress.phase + 1, done=self.progress.done)
@@ -158,23 +192,21 @@ class Run:
     # after the last phase
 
     def _finish(self) -> dict[str, Any]:
-        features = self.inputs(self.plan.baseline)
-        last = self.inputs(self.plan.phases[-1].input)
+        phase, baselines = self.plan.phases[-1], self._baselines()
+        last = self.inputs(phase.input, rows=self._clean_rows(phase))
         validation = self.target.rows("val")
         metrics: dict[str, Any] = {}
         if len(validation):
             metrics["val"] = classification(predict(self.network, last, validation), self.target.labels(validation))
-        probe = fit_probe(features, self.target)
-        majority = majority_class(self.target)
-        baseline: dict[str, Any] = {"majority": None, "probe": None, "probe_l2": probe.strength}
+        baseline: dict[str, Any] = {"majority": None, "probe": None, "probe_l2": baselines.strength}
         rows = self.target.rows("test")
         if len(rows):
             probabilities = predict(self.network, last, rows)
-            guesses = np.concatenate([probe.predict(as_float32(values)) for _, values in features.batches(rows, BLOCK_ROWS)])
+            guesses = np.array([baselines.guesses[row] for row in rows.tolist()])
             rows, labels = self.target.open_test(self.bundle, reason="the run's own test, after everything was chosen")
             between = intervals(probabilities, labels, seed=self.plan.seed)
             metrics["test"] = {**classification(probabilities, labels), "interval": {name: list(pair) for name, pair in between.items()}}
-            baseline["majority"], baseline["probe"] = float(np.mean(labels == majority)), float(np.mean(labels == guesses))
+            baseline["majority"], baseline["probe"] = float(np.mean(labels == baselines.majority)), float(np.mean(labels == guesses))
             self._predictions(rows, labels, probabilities)
         self._model()
         return self._result("finished", metrics=metrics, baseline=baseline)

@@ -21,6 +21,7 @@ class Target:
         self.dataset, self.plan = dataset, plan
         self._splits = splits
         self.bad: dict[int, str] = {}
+        self._seen = np.zeros(len(dataset), bool)
 
     @classmethod
     def open(cls, plan: DataPlan) -> Target:
@@ -36,6 +37,15 @@ class Target:
     @property
     def all_rows(self) -> np.ndarray:
         return np.arange(len(self.dataset), dtype=np.int64)
+
+    def seen(self, rows: np.ndarray) -> None:
+        """These rows were read, or tried: the unreadable ones among them are known."""
+        self._seen[rows] = True
+
+    def unseen(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` that nobody tried to read yet."""
+        left: np.ndarray = rows[~self._seen[rows]]
+        return left
 
     def rows(self, name: str) -> np.ndarray:
         """Usable rows of a split, in the dataset's order."""

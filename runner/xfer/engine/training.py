@@ -15,8 +15,10 @@ from xfer.engine.bundle import Bundle
 from xfer.engine.inputs import Inputs, Stop
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
+from xfer.engine.training_rows import TrainingRows
 from xfer.errors import FrozenChangedError, InterruptedRun
 from xfer.ops.metrics import classification
+from xfer.ops.schedules import factor
 from xfer.plan.plan import PhasePlan, Plan, UntilPlan
 from xfer.recipe.quantities import parse_seconds
 
@@ -54,12 +56,13 @@ class PhaseRunner:
         *,
         network: Network,
         inputs: Inputs,
+        training: TrainingRows,
         target: Target,
         bundle: Bundle,
         reporter: Reporter,
         stop: Stop,
     ) -> None:
-        self.plan, self.phase, self.network, self.inputs = plan, phase, network, inputs
+        self.plan, self.phase, self.network, self.inputs, self.training = plan, phase, network, inputs, training
         self.target, self.bundle, self.reporter, self.stop = target, bundle, reporter, stop
         self.rows = target.rows("train")
         self.batch_size = plan.data.batch_size
@@ -81,12 +84,15 @@ class PhaseRunner:
         while progress.epoch < self.phase.max_epochs and not self._stops(progress):
             self._epoch(progress)
         self.reporter.done()
-        if self.best:
-            self.network.load_tensors(self.best)
+        self.network.end_phase(best=self.best, statistics=self._statistics(progress) if self.phase.reestimate_norm else None)
         return self._finish(progress)
 
+    def _statistics(self, progress: Progress) -> Iterator[np.ndarray]:
+        """The training images once more, in the dataset's order."""
+        return (values for _, values in self.training.batches(self.rows, self.batch_size, epoch=progress.epoch))
+
     def _epoch(self, progress: Progress) -> None:
-        started, images_before = time.monotonic(), progress.trained_images
+        images_before = progress.trained_images
         order = epoch_order(
             self.rows,
             seed=self.plan.seed,
@@ -119,11 +125,11 @@ class PhaseRunner:
         if not ended and (self.stop() or time.monotonic() - self._saved_at > self.every_seconds):
             self._save(progress)
             self._interrupt()
-        del started
 
     def _batches(self, order: np.ndarray, progress: Progress) -> Iterator[Batch]:
         """Batches from `progress.step` on; ends early where a checkpoint is due or the run is asked to stop."""
-        for rows, inputs in self.inputs.batches(order[progress.step * self.batch_size :], self.batch_size):
+        left = order[progress.step * self.batch_size :]
+        for rows, inputs in self.training.batches(left, self.batch_size, epoch=progress.epoch):
             yield Batch(rows, inputs, self.target.labels(rows))
             progress.step += 1
             progress.trained_images += len(rows)
@@ -136,7 +142,8 @@ class PhaseRunner:
     def _record(self, progress: Progress, train: StepRecord, *, seconds: float, images: int) -> None:
         """One line of metrics per split, and what `until` and `plateau` make of it."""
         common = {"phase": self.phase.name, "phase_index": self.phase.index, "epoch": progress.epoch}
-        rates = {group: rate * progress.scale for group, rate in self.phase.learning_rates.items()}
+        multiplier = progress.scale * self._scheduled(progress.epoch)
+        rates = {group: rate * multiplier for group, rate in self.phase.learning_rates.items()}
         speed = images / seconds if seconds > 0 else 0.0
         line = {
             **common,
@@ -157,12 +164,23 @@ class PhaseRunner:
             "images_per_second": speed,
         }
         if len(validation):
-            probabilities = predict(self.network, self.inputs, validation)
-            metrics = classification(probabilities, self.target.labels(validation))
+            with self.network.evaluated():
+                probabilities = predict(self.network, self.inputs, validation)
+                metrics = classification(probabilities, self.target.labels(validation))
+                self._judge(progress, metrics)
             self.bundle.append_metrics({**common, "split": "val", **metrics})
-            self._judge(progress, metrics)
             told.update({f"val_{name}": value for name, value in metrics.items()})
         self.reporter.epoch(told)
+
+    def _scheduled(self, epoch: int) -> float:
+        """What the schedule multiplies the rates with at the epoch's first step."""
+        optimizer, per_epoch = self.phase.optimizer, self.steps_per_epoch
+        return factor(
+            optimizer.schedule,
+            epoch * per_epoch,
+            steps=self.phase.max_epochs * per_epoch,
+            warmup_steps=optimizer.warmup_epochs * per_epoch,
+        )
 
     def _judge(self, progress: Progress, metrics: dict[str, float]) -> None:
         if self.phase.optimizer.schedule == "plateau":
@@ -197,6 +215,7 @@ class PhaseRunner:
             "frozen_tensors": len(self.phase.frozen),
             "frozen_changed": len(changed),
             "input": {"cut": self.phase.input.cut, "mode": self.phase.input.mode},
+            "distance": self.network.distances(),
         }
         if changed:
             raise FrozenChangedError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from xfer.methods.method import Method
 
-class Probe:
+
+class Probe(Method):
     """A linear probe, or a head with hidden layers, on frozen features (Alain & Bengio 2016, "Understanding intermediate
     layers using linear classifier probes")."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from xfer.plan.model_map import Frozen, ModelMap, Tensor
 from xfer.plan.preprocess import Preprocess
 
-FORMAT = 1  # rises when an older Plan can no longer be read
+FORMAT = 2  # rises when an older Plan can no longer be read
 
 
 class WeightsPlan(Frozen):
@@ -56,7 +56,6 @@ class DataPlan(Frozen):
     split_seed: int
     max_bad: float
     batch_size: int
-    augment: dict[str, Any] | None = None  # None, or {'policy': …, 'views': …}
 
 
 class HeadPlan(Frozen):
@@ -127,6 +126,19 @@ class InputPlan(Frozen):
     after_phase: int | None = None  # the prefix's tensors are those that this earlier phase leaves; None: the source's own
 
 
+class AugmentPlan(Frozen):
+    """How training images are augmented. Without `views` each epoch draws anew, from canvases at cut 0 (the whole frame on a square
+    of `canvas` pixels); with them, epoch e reads view e mod `views` at the phase's cut. `mode`, `bytes` and `reason` speak of
+    the canvases, or of all views together."""
+
+    policy: Literal["standard", "trivial", "randaugment"]
+    views: int | None
+    canvas: int
+    mode: Literal["stored", "streamed"]
+    bytes: int
+    reason: str
+
+
 class PhasePlan(Frozen):
     """One stretch of training with a fixed set of trainable groups."""
 
@@ -142,7 +154,8 @@ class PhasePlan(Frozen):
     optimizer: OptimizerPlan
     optimizer_state: Literal["carry", "reset"]
     reestimate_norm: bool
-    input: InputPlan
+    input: InputPlan  # clean rows: what validation reads, and training where nothing is augmented
+    augment: AugmentPlan | None = None
     shuffle: Literal["full", "blocks"]
     trainable_parameters: int
 
@@ -171,6 +184,24 @@ class MethodPlan(Frozen):
     name: str
     target: str
     options: dict[str, Any]
+    taps: dict[str, str] = {}  # the method's selectors -> names of cuts
+    tensors: tuple[Tensor, ...] = ()  # its own: 'method.<name>'
+    teacher: bool = False
+    rewrites_statistics: bool = False
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The own groups, `method.<first part of a tensor's name>`, in order."""
+        return tuple(dict.fromkeys(own_group(tensor.name) for tensor in self.tensors))
+
+
+def own_group(tensor: str) -> str:
+    """The group of a method's own tensor.
+
+    >>> own_group("method.critic.0.weight")
+    'method.critic'
+    """
+    return ".".join(tensor.split(".")[:2])
 
 
 class Plan(Frozen):

@@ -29,14 +29,21 @@ class PhaseOptimizer:
         groups = [{"params": members, "lr": rate} for members, rate in zip(by_group.values(), self.base, strict=True)]
         self.optimizer = make(self.plan, groups)
 
-    def step(self, step: int, *, scale: float) -> None:
-        """One update at the phase's `step`; gradients are there already."""
+    def step(self, step: int, *, scale: float, scaler: torch.amp.GradScaler | None = None) -> None:
+        """One update at the phase's `step` of the parameters that have gradients (scaled by `scaler`, where there is one)."""
         multiplier = scale * factor(self.plan.schedule, step, steps=self.steps, warmup_steps=self.warmup_steps)
         for group, rate in zip(self.optimizer.param_groups, self.base, strict=True):
             group["lr"] = rate * multiplier
+        scaled = scaler is not None and scaler.is_enabled()
         if self.plan.clip_norm:
+            if scaled:
+                scaler.unscale_(self.optimizer)  # type: ignore[union-attr]
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.clip_norm)
-        self.optimizer.step()
+        if scaled:
+            scaler.step(self.optimizer)  # type: ignore[union-attr]
+            scaler.update()  # type: ignore[union-attr]
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, np.ndarray]:

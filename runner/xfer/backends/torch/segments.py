@@ -26,10 +26,10 @@ class Segments:
     def __init__(self, network: nn.Module, model_map: ModelMap) -> None:
         self.network, self.model_map = network, model_map
         self._made: dict[tuple[str, str], nn.Module] = {}
-        self._derived: Derived | None = None
+        self.derived: Derived | None = None
         self._classifier: str | None = None
         if model_map.traced:
-            self._derived = derive(network, input_size=model_map.input_size, image_size=model_map.image_size)
+            self.derived = derive(network, input_size=model_map.input_size, image_size=model_map.image_size)
         else:
             self._classifier = observe(network, image_size=model_map.image_size).classifier
 
@@ -57,9 +57,9 @@ class Segments:
     def _make(self, start: str, end: str) -> nn.Module:
         if start == end:
             return nn.Identity()
-        if self._derived is None:
+        if self.derived is None:
             return nn.Sequential(Whole(self.network, self._classifier), Averaged())
-        derived, cuts = self._derived, {cut.name: cut for cut in self._derived.cuts}
+        derived, cuts = self.derived, {cut.name: cut for cut in self.derived.cuts}
         made = [_graph_module(self.network, derived, nodes, cuts[start], cuts[end]) for nodes in _modes(derived)]
         return made[0] if len(made) == 1 else TwoModes(*made)
 

@@ -1,0 +1,237 @@
+"""One phase's training on torch: the method's steps over batches, the optimizer, the averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from xfer.backends.backend import Batch, StepRecord
+from xfer.backends.torch.assembly import Assembly
+from xfer.backends.torch.average import Average
+from xfer.backends.torch.hardware import threads
+from xfer.backends.torch.modes import trained_batch_norms, training_modes
+from xfer.backends.torch.optimizer import PhaseOptimizer
+from xfer.backends.torch.seen import Computed, Look
+from xfer.errors import DivergedError
+from xfer.methods.method import EVERYTHING, NETWORK, OWN, Step
+from xfer.plan.model_map import HEAD
+from xfer.plan.plan import PhasePlan
+
+SMALL_HEAD = 4_000_000  # parameters
+
+
+class Trainer:
+    """Trains what the phase says; everything else in the network is as it was, to the bit."""
+
+    def __init__(self, parts: Assembly, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
+        self.parts, self.phase, self.steps_per_epoch = parts, phase, steps_per_epoch
+        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).float().to(parts.device)
+        self.steps = parts.method.steps()
+        trainable = set(phase.trainable)
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name, tensor in parts.named.items():
+            if tensor.is_floating_point():
+                tensor.requires_grad_(name in trainable)
+            if name in trainable:
+                assert isinstance(tensor, nn.Parameter)
+                self.parameters[name] = tensor
+        self.optimizer = PhaseOptimizer(phase, self.parameters, parts.group_of, steps_per_epoch=steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(parts.device.type, enabled=parts.compute_dtype == torch.float16)
+        self.suffix = parts.suffix(phase.input.cut, pooled=phase.input.pooled)
+        self.chain = self._chain()
+        self.tensors = self._tensors()
+        self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
+        self._momenta = [(module, module.momentum) for module in self._batch_norms()]
+        if phase.optimizer.norm_momentum is not None:
+            for module, _ in self._momenta:
+                module.momentum = phase.optimizer.norm_momentum
+
+    def close(self) -> None:
+        """Give normalisation layers their own momentum back."""
+        for module, momentum in self._momenta:
+            module.momentum = momentum
+
+    # what is where
+
+    def _batch_norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        return trained_batch_norms(self.parts.segments, self.parts.owner, self.phase.train) if self.phase.norm == "train" else []
+
+    def _chain(self) -> list[tuple[tuple[str, ...], nn.Module]]:
+        """The suffix in pieces: each module gives what lies at these taps."""
+        plan, start = self.parts.plan, self.phase.input.cut
+        if not plan.method.taps:
+            return [((), self.suffix)]
+        order = [cut.name for cut in plan.model.cuts]
+        stops = sorted({start, *plan.method.taps.values(), plan.head.at}, key=order.index)
+        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
+        pieces: list[tuple[tuple[str, ...], nn.Module]] = [(at[start], nn.Identity())] if at[start] else []
+        return pieces + [(at[end], self.parts.segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
+
+    def _tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        parts = self.parts
+        trained = {name: p for name, p in self.parameters.items() if name in parts.source}
+        head = {name.removeprefix(f"{HEAD}."): p for name, p in self.parameters.items() if parts.group_of[name] == HEAD}
+        return {"own": parts.own, "trained": trained, "source": {name: parts.source[name] for name in trained}, "head": head}
+
+    def _averaged(self) -> dict[str, torch.Tensor]:
+        """All that may change in this phase."""
+        frozen = set(self.phase.frozen)
+        return {name: self.parts.named[name] for name in self.parts.changing() if name not in frozen}
+
+    def _updated(self, step: Step) -> list[nn.Parameter] | None:
+        """The parameters that a step updates; None for all."""
+        if EVERYTHING in step.updates:
+            return None
+        wanted = set(step.updates)
+        chosen = []
+        for name, parameter in self.parameters.items():
+            group = self.parts.group_of[name]
+            kind = group if group == HEAD or name.startswith(f"{OWN}.") else NETWORK
+            if kind in wanted:
+                chosen.append(parameter)
+        return chosen
+
+    # training
+
+    def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
+        """Takes the steps of these batches; the record says what each gave."""
+        record = StepRecord()
+        losses: list[torch.Tensor] = []
+        correct: list[torch.Tensor] = []
+        self._train_mode()
+        random = torch.get_rng_state()
+        with torch.enable_grad(), threads(small_threads(self.suffix, self.parts)):
+            for step, batch in enumerate(batches, start=first_step):
+                loss, hits = self._batch(batch, epoch=epoch, step=step, scale=scale)
+                losses.append(loss)
+                correct.append(hits)
+                record.counts.append(len(batch.labels))
+        torch.set_rng_state(random)
+        if losses:
+            record.losses = torch.stack(losses).double().tolist()
+            record.correct = torch.stack(correct).tolist()
+        if not np.isfinite(record.losses).all():
+            raise DivergedError(
+                f"phase '{self.phase.name}', epoch {epoch + 1}: the loss is not a finite number any more",
+                hint=f"lower the learning rate (now {self.phase.optimizer.lr:g}), or set optimizer.clip_norm; then start a new run",
+            )
+        return record
+
+    def _train_mode(self) -> None:
+        parts, phase = self.parts, self.phase
+        statistics = parts.plan.method.rewrites_statistics
+        training_modes(parts.segments, self.suffix, parts.owner, phase.train, norm=phase.norm, statistics=statistics)
+        for _, piece in self.chain:
+            if piece is not self.suffix:
+                training_modes(parts.segments, piece, parts.owner, phase.train, norm=phase.norm, statistics=statistics)
+
+    def _batch(self, batch: Batch, *, epoch: int, step: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, number of correct predictions) as the first of the method's steps sees them."""
+        labels = torch.from_numpy(batch.labels).to(self.parts.device)
+        x = self.parts.rows(batch.inputs, start=self.phase.input.cut)
+        masks = self.parts.head.masks(batch.rows, phase=self.phase.index, epoch=epoch)
+        first: tuple[torch.Tensor, torch.Tensor] | None = None
+        for number, each in enumerate(self.steps):
+            self._seed(step, number)
+            look = self._look(x, labels, masks, step)
+            loss = each.loss(look)
+            self.scaler.scale(loss).backward(inputs=self._updated(each))
+            self.optimizer.step(step, scale=scale, scaler=self.scaler)
+            first = first or (loss.detach(), (look.logits.detach().argmax(1) == labels).sum())
+        if self.average is not None:
+            self.average.update(step)
+        assert first is not None
+        return first
+
+    def _seed(self, step: int, number: int) -> None:
+        """Dropout inside the network is drawn anew from (seed, phase, step), never from how often something was drawn before."""
+        if isinstance(self.suffix, nn.Identity):
+            return  # nothing in it is random; the head's masks are keyed by image
+        words = np.random.SeedSequence((self.parts.plan.seed, self.phase.index, step, number)).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+    def _look(self, x: torch.Tensor, labels: torch.Tensor, masks: list[torch.Tensor] | None, step: int) -> Look:
+        return Look(
+            labels,
+            self._compute(x, self.chain, masks),
+            progress=step / max(1, self.optimizer.steps),
+            tensors=self.tensors,
+            teach=lambda: self._teach(x),
+            class_weights=self.class_weights,
+            label_smoothing=self.phase.optimizer.label_smoothing,
+        )
+
+    def _compute(self, x: torch.Tensor, chain: list[tuple[tuple[str, ...], nn.Module]], masks: list[torch.Tensor] | None) -> Computed:
+        taps = {}
+        for names, module in chain:
+            x = self.parts.through(x, module)
+            taps.update(dict.fromkeys(names, x))
+        features = self.parts.vectors(x, pooled=self.phase.input.pooled)
+        return Computed(features, self.parts.head(features, masks), taps)
+
+    def _teach(self, x: torch.Tensor) -> Computed:
+        """What the copy with the source's weights makes of the same rows."""
+        teacher, plan = self.parts.teacher, self.parts.plan
+        assert teacher is not None, f"method {plan.method.name} asks for a teacher and does not declare one"
+        order = [cut.name for cut in plan.model.cuts]
+        stops = sorted({self.phase.input.cut, *plan.method.taps.values(), plan.head.at}, key=order.index)
+        chain: list[tuple[tuple[str, ...], nn.Module]]
+        chain = [(names, module) for names, module in self.chain if isinstance(module, nn.Identity) and names]
+        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
+        chain += [(at[end], teacher.between(begin, end).eval()) for begin, end in zip(stops, stops[1:], strict=False)]
+        with torch.no_grad():
+            return self._compute(x, chain, None)
+
+    # after the last step
+
+    @torch.no_grad()
+    def reestimate(self, batches: Iterable[np.ndarray]) -> None:
+        """Statistics of the trained groups' batch normalisation anew, as the mean over these batches with the weights as they are now
+        (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3: precise BN)."""
+        modules = self._batch_norms()
+        self.parts.base.eval()
+        self.suffix.eval()
+        before = [module.momentum for module in modules]
+        for module in modules:
+            module.reset_running_stats()
+            module.momentum, module.training = None, True  # None: the plain mean over the batches
+        for values in batches:
+            self.parts.through(self.parts.rows(values, start=self.phase.input.cut), self.suffix)
+        for module, momentum in zip(modules, before, strict=True):
+            module.momentum, module.training = momentum, False
+
+    # state
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The optimizer's numbers and the averages, by 'optimizer/…' and 'average/…'."""
+        state = {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        if self.average is not None:
+            state.update({f"average/{name}": value for name, value in self.average.state().items()})
+        if self.scaler.is_enabled():
+            state["scaler/scale"] = np.array(self.scaler.state_dict()["scale"], np.float64)
+            state["scaler/growth"] = np.array(self.scaler.state_dict()["_growth_tracker"], np.int64)
+        return state
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.optimizer.load_state(_under(state, "optimizer/"))
+        if self.average is not None:
+            self.average.load_state(_under(state, "average/"))
+        if self.scaler.is_enabled() and "scaler/scale" in state:
+            found = self.scaler.state_dict() | {
+                "scale": float(state["scaler/scale"]),
+                "_growth_tracker": int(state["scaler/growth"]),
+            }
+            self.scaler.load_state_dict(found)
+
+
+def _under(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def small_threads(suffix: nn.Module, parts: Assembly) -> int | None:
+    """One thread where only a small head is computed, on the CPU."""
+    small = isinstance(suffix, nn.Identity) and sum(p.numel() for p in parts.head.parameters()) < SMALL_HEAD
+    return 1 if small and parts.device.type == "cpu" else None

@@ -1,0 +1,83 @@
+"""What a phase trains on: clean rows, stored views in turn, or a new random view of each image in every epoch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from xfer.engine.inputs import Inputs, decode_threads, rebatch
+from xfer.engine.views import View, augmented_rows, canvas_view, fixed_view, random_view
+from xfer.plan.model_map import PIXELS
+from xfer.plan.plan import AugmentPlan, InputPlan, PhasePlan, Plan
+
+Open = Callable[[InputPlan, "View | None"], Inputs]  # the input at a place, prepared for the training rows
+BATCHES_AHEAD = 3
+
+
+class TrainingRows:
+    """The phase's training input, epoch by epoch. `opened` makes and prepares the inputs that it needs, and `make` one that needs no
+    preparation because it is streamed."""
+
+    def __init__(self, plan: Plan, phase: PhasePlan, *, opened: Open, make: Open) -> None:
+        self.plan, self.phase, self.augment, self._make = plan, phase, phase.augment, make
+        self.views: list[Inputs] = []
+        if self.augment is None:
+            self.views = [opened(phase.input, None)]
+        elif self.augment.views is not None:
+            place = phase.input.model_copy(update={"mode": self.augment.mode})
+            self.views = [opened(place, fixed_view(plan, self.augment, number)) for number in range(self.augment.views)]
+        else:
+            self.canvases = opened(canvas_place(self.augment), canvas_view(plan, self.augment))
+
+    def batches(self, rows: np.ndarray, size: int, *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, inputs [k, *shape]) at the phase's cut, in the order of `rows`, `size` at a time."""
+        if self.views:
+            return self.views[epoch % len(self.views)].batches(rows, size)
+        assert self.augment is not None
+        streamed = self.phase.input.model_copy(update={"mode": "streamed"})
+        drawn = self._make(streamed, random_view(self.plan, self.augment, phase=self.phase.index, epoch=epoch))
+        if self.canvases.store is None:
+            return drawn.batches(rows, size)
+        return rebatch(self._from_canvases(rows, drawn, epoch), size)
+
+    def _from_canvases(self, rows: np.ndarray, drawn: Inputs, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Threads draw and resize some batches ahead, while the network works."""
+        store, augment = self.canvases.store, self.augment
+        assert store is not None
+        assert augment is not None
+
+        def draw(part: np.ndarray) -> np.ndarray:
+            return augmented_rows(self.plan, augment, store.take(part), part, phase=self.phase.index, epoch=epoch)
+
+        pool = ThreadPoolExecutor(decode_threads(), thread_name_prefix="xfer-augment")
+        waiting: deque[tuple[np.ndarray, list[Future[np.ndarray]]]] = deque()
+        try:
+            for first in range(0, len(rows), drawn.batch):
+                part = rows[first : first + drawn.batch]
+                pieces = np.array_split(part, min(len(part), decode_threads()))
+                waiting.append((part, [pool.submit(draw, piece) for piece in pieces]))
+                if len(waiting) >= BATCHES_AHEAD:
+                    yield self._drawn(drawn, *waiting.popleft())
+            while waiting:
+                yield self._drawn(drawn, *waiting.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drawn(self, drawn: Inputs, part: np.ndarray, pieces: list[Future[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        return part, drawn.from_pixels(np.concatenate([piece.result() for piece in pieces]))
+
+
+def canvas_place(augment: AugmentPlan) -> InputPlan:
+    """Cut 0 as canvases."""
+    return InputPlan(
+        cut=PIXELS,
+        mode=augment.mode,
+        reason=augment.reason,
+        shape=(augment.canvas + 1, augment.canvas, 3),
+        dtype="uint8",
+        bytes=augment.bytes,
+        layout="pixels",
+    )
