@@ -46,6 +46,9 @@ def written_phases(recipe: Recipe, *, method: Any, model: ModelMap | None, colle
     if model is None:
         return []
     made = policy([group.name for group in model.groups], model.stages, recipe.optimizer.lr, **options)
+    if not made:
+        given = ", ".join(f"{name}: {value}" for name, value in options.items())
+        collector.add("freeze", f"policy {freeze.policy} makes no phase" + (f" with {given}" if given else "") + ", so nothing would train")
     try:
         return [Written("freeze", Phase.model_validate(phase)) for phase in made]
     except ValidationError as error:
@@ -208,6 +211,7 @@ def augment_plan(recipe: Recipe, place: InputPlan, context: Context) -> AugmentP
     return AugmentPlan(
         policy=augment.policy,
         views=augment.views,
+        scale=(augment.scale[0], augment.scale[1]),
         canvas=side,
         mode="stored" if stored else "streamed",
         bytes=needed if stored else 0,

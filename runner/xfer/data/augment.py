@@ -21,7 +21,7 @@ from xfer.data.order import keyed_uniform
 
 Policy = Literal["standard", "trivial", "randaugment"]
 
-SCALE = (0.08, 1.0)  # of the frame's area
+SCALE = (0.08, 1.0)  # of the frame's area, where nothing else is asked for
 RATIO = (3 / 4, 4 / 3)  # width over height
 N_TRIES = 10
 N_BINS = 31
@@ -79,18 +79,21 @@ _RANDAUGMENT = _ranges(
 RANGES: dict[str, dict[str, Range]] = {"trivial": _TRIVIAL, "randaugment": _RANDAUGMENT}
 
 
-def augmented(pixels: np.ndarray, box: Box, uniforms: np.ndarray, *, policy: str, side: int, interpolation: str) -> np.ndarray:
+def augmented(
+    pixels: np.ndarray, box: Box, uniforms: np.ndarray, *, policy: str, side: int, interpolation: str, scale: tuple[float, float] = SCALE
+) -> np.ndarray:
     """A random view of an image, uint8 [side, side, 3].
 
     `pixels` is uint8 [S, S, 3] and `box` the part of it that is image: nothing else of it is ever read. `uniforms`, float32
-    [N_UNIFORMS] in [0, 1), decide everything. `interpolation` is a name that a Preprocess may have. The result may be
-    read-only. Raises ValueError for an unknown policy or another number of uniforms.
+    [N_UNIFORMS] in [0, 1), decide everything. `interpolation` is a name that a Preprocess may have, `scale` the smallest and the
+    largest share of the box's area that a crop shows. The result may be read-only. Raises ValueError for an unknown policy or
+    another number of uniforms.
     """
     if policy not in get_args(Policy):
         raise ValueError(f"no augmentation policy is called '{policy}'; there are {', '.join(get_args(Policy))}")
     if uniforms.shape != (N_UNIFORMS,):
         raise ValueError(f"expected {N_UNIFORMS} uniforms for an image, not an array of shape {list(uniforms.shape)}")
-    part = random_crop(box, uniforms)
+    part = random_crop(box, uniforms, scale=scale)
     # Cut out first: Pillow's resize(box=…) reaches as far as its filter does, over the box's edge into the padding.
     cut = pixels[part.top : part.top + part.height, part.left : part.left + part.width]
     image = Image.fromarray(np.ascontiguousarray(cut)).resize((side, side), Image.Resampling[interpolation.upper()])
@@ -109,13 +112,13 @@ def uniforms_of(rows: np.ndarray, *, seed: int, phase: int, epoch: int) -> np.nd
     return keyed_uniform(seed ^ _SALT, phase, epoch, rows, N_UNIFORMS)
 
 
-def random_crop(box: Box, uniforms: np.ndarray) -> Box:
+def random_crop(box: Box, uniforms: np.ndarray, *, scale: tuple[float, float] = SCALE) -> Box:
     """The part of `box` that is shown, in the canvas's pixels: torchvision's RandomResizedCrop, ten tries and its central fallback.
 
     Which try is taken doesn't depend on where the crop will lie, so one pair of numbers for the place serves them all.
     """
     draws = uniforms.tolist()
-    width, height = _tried(box, draws[_TRIES:_TOP]) or (0, 0)
+    width, height = _tried(box, draws[_TRIES:_TOP], scale) or (0, 0)
     if width:
         left, top = int(draws[_LEFT] * (box.width - width + 1)), int(draws[_TOP] * (box.height - height + 1))
     else:
@@ -124,11 +127,11 @@ def random_crop(box: Box, uniforms: np.ndarray) -> Box:
     return Box(box.left + left, box.top + top, width, height)
 
 
-def _tried(box: Box, draws: list[float]) -> tuple[int, int] | None:
+def _tried(box: Box, draws: list[float], scale: tuple[float, float]) -> tuple[int, int] | None:
     """Width and height of the first of the tries that fits, None if none does. `draws` are area and ratio by turns."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area_draw, ratio_draw in zip(draws[::2], draws[1::2], strict=True):
-        area = box.width * box.height * (SCALE[0] + area_draw * (SCALE[1] - SCALE[0]))
+        area = box.width * box.height * (scale[0] + area_draw * (scale[1] - scale[0]))
         ratio = math.exp(low + ratio_draw * (high - low))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= box.width and 0 < height <= box.height:

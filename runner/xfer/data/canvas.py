@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from xfer.data.augment import augmented
+from xfer.data.augment import SCALE, augmented
 from xfer.data.dataset import RawImage
 from xfer.data.decode import Box, canvas
 
@@ -54,7 +54,14 @@ def unpack(row: np.ndarray) -> tuple[np.ndarray, Box]:
 
 
 def augment_rows(
-    canvases: np.ndarray, uniforms: np.ndarray, *, policy: str, side: int, interpolation: str, pool: ThreadPoolExecutor | None
+    canvases: np.ndarray,
+    uniforms: np.ndarray,
+    *,
+    policy: str,
+    side: int,
+    interpolation: str,
+    pool: ThreadPoolExecutor | None,
+    scale: tuple[float, float] = SCALE,
 ) -> np.ndarray:
     """Random views of a batch, uint8 [k, side, side, 3], new and writable.
 
@@ -68,7 +75,7 @@ def augment_rows(
 
     def put(number: int) -> None:
         pixels, box = unpack(canvases[number])
-        views[number] = augmented(pixels, box, uniforms[number], policy=policy, side=side, interpolation=interpolation)
+        views[number] = augmented(pixels, box, uniforms[number], policy=policy, side=side, interpolation=interpolation, scale=scale)
 
     # Consumed to the end either way: an error of a thread comes out with its result.
     for _ in map(put, range(len(canvases))) if pool is None else pool.map(put, range(len(canvases))):

@@ -34,7 +34,8 @@ def canvas_view(plan: Plan, augment: AugmentPlan) -> View:
 
 def fixed_view(plan: Plan, augment: AugmentPlan, number: int) -> View:
     """Augmented view `number` of each image: the same in every phase and every run with this seed."""
-    key = f"{augment.policy} {augment.canvas} seed {plan.seed} view {number}"
+    low, high = augment.scale
+    key = f"{augment.policy} scale {low:g} {high:g} canvas {augment.canvas} seed {plan.seed} view {number}"
     return View(key, _maker(plan, augment, phase=0, epoch=number), _pixels(plan))
 
 
@@ -63,5 +64,11 @@ def augmented_rows(plan: Plan, augment: AugmentPlan, canvases: np.ndarray, rows:
     preprocess = plan.source.preprocess
     uniforms = uniforms_of(rows, seed=plan.seed, phase=phase, epoch=epoch)
     return augment_rows(
-        canvases, uniforms, policy=augment.policy, side=preprocess.crop, interpolation=preprocess.interpolation, pool=None
+        canvases,
+        uniforms,
+        policy=augment.policy,
+        side=preprocess.crop,
+        interpolation=preprocess.interpolation,
+        pool=None,
+        scale=augment.scale,
     )

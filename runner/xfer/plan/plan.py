@@ -133,6 +133,7 @@ class AugmentPlan(Frozen):
 
     policy: Literal["standard", "trivial", "randaugment"]
     views: int | None
+    scale: tuple[float, float]  # the smallest and largest share of the frame that a crop shows
     canvas: int
     mode: Literal["stored", "streamed"]
     bytes: int

@@ -53,6 +53,12 @@ def per_channel(values: list[float]) -> list[float]:
     return values
 
 
+def low_high(values: list[float]) -> list[float]:
+    if len(values) != 2 or values[0] > values[1]:
+        raise ValueError(f"must be [low, high] with low at most high, not {values}")
+    return values
+
+
 def size(value: Any) -> Any:
     parse_bytes(value)
     return value

@@ -96,10 +96,12 @@ class Splits(Strict):
 
 
 class Augment(Strict):
-    """Random augmentation; `views` stores that many augmented views beside a clean one."""
+    """Random augmentation; `views` stores that many augmented views beside a clean one, `scale` bounds the share of the frame that a
+    random crop shows (where a defect may lie anywhere, a small crop would lose it)."""
 
     policy: AugmentName = "standard"
     views: Positive | None = None
+    scale: Annotated[list[Factor], AfterValidator(rules.low_high)] = [0.08, 1.0]
 
 
 class Target(WithOptions):

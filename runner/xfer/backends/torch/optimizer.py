@@ -61,9 +61,12 @@ class PhaseOptimizer:
             name, _, field = key.rpartition("/")
             if name not in self.parameters:
                 continue
-            parameter = self.parameters[name]
-            place = torch.device("cpu") if field == "step" and not self.optimizer.defaults.get("fused") else parameter.device
-            self.optimizer.state[parameter][field] = torch.from_numpy(np.array(value)).to(place)
+            parameter, loaded = self.parameters[name], torch.from_numpy(np.array(value))
+            if field == "step":
+                place = parameter.device if self.optimizer.defaults.get("fused") else torch.device("cpu")
+                self.optimizer.state[parameter][field] = loaded.reshape(()).to(place)
+            else:  # in the parameter's own memory layout: fused optimizers go through both as they lie in memory
+                self.optimizer.state[parameter][field] = torch.empty_like(parameter).copy_(loaded)
 
 
 def make(plan: OptimizerPlan, groups: list[dict]) -> torch.optim.Optimizer:
