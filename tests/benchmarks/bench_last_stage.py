@@ -9,9 +9,9 @@ from typing import Any
 
 from cold_run import MODELS, fine_tuning, run_cold
 from material import image_folder
+from measured_loop import Loop, same_work
 from process import python, run
 from table import against, show
-from training_loop import Loop, losses, same_work
 
 MOST_IMAGES, EPOCHS = 384, 3
 TRAIN = ["last 1 stages", "head"]
@@ -20,6 +20,7 @@ COMPARED = (
     "careful: layers below in eval mode, without gradients, channels last; 2 workers decode the files in every epoch; no validation",
     "xfer: the same photographs; seconds of an epoch's training as its metrics tell them; in the process's seconds alone:",
     "  extraction, validation on a tenth more photographs after each epoch, the baseline probe's features, the bundle",
+    "each draws its own head and its own order of the images, so that losses are alike and not the same",
 )
 
 
@@ -45,14 +46,20 @@ def one(work: Path, model: str, *, n_images: int) -> dict[str, Any]:
         f"allocator tuned {ratios['careful, allocator tuned']:.3g}; whole processes of {EPOCHS} epochs {whole:.3g}",
         f"inside xfer: extraction {made.extract_seconds:.1f} s over {made.images} images, once; it trains from {place['cut']}, "
         f"shape {'x'.join(map(str, place['shape']))}, {place['mode']}; the cache ends at {made.stored_bytes / 1e6:.0f} MB",
-        losses(loops),
     ]
     rows = [
-        [name, f"{loop.seconds[0]:.2f}", f"{loop.later_seconds:.2f}", f"{loop.later_rate:.0f}", f"{loop.process_seconds:.1f}"]
+        [
+            name,
+            f"{loop.seconds[0]:.2f}",
+            f"{loop.later_seconds:.2f}",
+            f"{loop.later_rate:.0f}",
+            f"{loop.process_seconds:.1f}",
+            loop.learning,
+        ]
         for name, loop in loops.items()
     ]
     title = f"Last stage and head of {model}, {n_images} JPEG files at 224 px, batches of 32, {EPOCHS} epochs, SGD, float32, each once"
-    head = ["process", "seconds, first epoch", "a later epoch", "images/s, later", "process seconds"]
+    head = ["process", "seconds, first epoch", "a later epoch", "images/s, later", "process seconds", "loss, first → last"]
     show(title, head, rows, notes=[*COMPARED, *notes])
     return {
         "loops": {name: loop.figures() for name, loop in loops.items()},

@@ -219,7 +219,8 @@ def test_shallow_knows_names_but_no_model(place):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (("type: feature", "type: knowledge"), "r.yaml:8:3: transfer.type: 'knowledge' is not available yet; this version runs: feature, model"),
+    (("type: feature", "type: knowledge"),
+     "r.yaml:8:3: transfer.type: 'knowledge' is not available yet; this version runs: feature, model"),
     (("runtime:", "cluster: {workers: 2}\nruntime:"),
      "r.yaml:12:11: cluster.workers: more than one worker is not available yet; leave it out or write 1"),
 ])  # fmt: skip

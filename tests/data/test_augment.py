@@ -119,6 +119,13 @@ class TestCrop:
         quarters = [np.quantile(crops[:, 2] * crops[:, 3], [0.25, 0.5, 0.75]) for crops in (ours, theirs)]
         assert np.abs(quarters[0] / quarters[1] - 1).max() < 0.08  # four deviations of the lowest
 
+    def test_scale_bounds_the_share_that_is_shown(self):
+        """A square frame, so that ten tries always find a crop of half of its area or less."""
+        box = Box(2, 3, 400, 400)
+        shares = [crop.width * crop.height / 160_000 for crop in (random_crop(box, u, scale=(0.3, 0.5)) for u in draws(1000))]
+        assert 0.298 < min(shares) < 0.31
+        assert 0.49 < max(shares) < 0.502
+
     @pytest.mark.parametrize("size", [(300, 20), (20, 300), (301, 7), (1, 50), (50, 1)])
     def test_the_fallback_is_torchvisions(self, size):
         """Frames so thin that no try fits: all but a sliver of the area would have to be left out."""

@@ -103,6 +103,15 @@ def test_a_wide_frame_shows_no_padding(encoded):
     assert (views == 200).all()
 
 
+def test_scale_reaches_the_crop(canvases):
+    settings = {"policy": "standard", "side": 32, "interpolation": "bilinear", "scale": (0.7, 0.9)}
+    uniforms = uniforms_for(range(10))
+    views = augment_rows(canvases, uniforms, **settings, pool=None)
+    for number in range(10):
+        np.testing.assert_array_equal(views[number], augmented(*unpack(canvases[number]), uniforms[number], **settings))
+    assert not np.array_equal(views, augment_rows(canvases, uniforms, **{**settings, "scale": (0.08, 1.0)}, pool=None))
+
+
 def test_canvases_are_only_read(canvases):
     canvases.flags.writeable = False
     augment_rows(canvases, uniforms_for(range(10)), policy="trivial", side=32, interpolation="bilinear", pool=None)

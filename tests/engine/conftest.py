@@ -87,6 +87,11 @@ def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def make_workplace() -> type[Workplace]:
+    return Workplace
+
+
 @pytest.fixture
 def read_result() -> Callable[[Path], dict[str, Any]]:
     return result

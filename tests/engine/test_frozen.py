@@ -179,8 +179,13 @@ class Source:
                 for parameter in network.parameters():
                     if parameter.ndim < 2:
                         parameter.add_(torch.randn_like(parameter), alpha=0.02)
-                for _ in range(2):
-                    network.train()(torch.randn(BATCH, 3, SIDE, SIDE))
+                for module in network.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.momentum = None  # the batches' mean: statistics that don't fit would let gradients vanish on the way down
+                for module in network.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.momentum = 1.0  # statistics of one batch: with those that it starts with, gradients vanish
+                network.train()(torch.randn(BATCH, 3, SIDE, SIDE))
             torch.save(network.state_dict(), self.weights)
         self.tensors = {name: value for name, value in network.state_dict().items() if not name.startswith(f"{known.classifier}.")}
         norms = tuple(path for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d | nn.LayerNorm))
@@ -332,7 +337,9 @@ def test_stochastic_depth_drops_in_trained_groups_alone(recipe):
             module.p = 0.5  # its own, 0.0125 to 0.2, may drop nothing of eight images
     seen = watched.watch(StochasticDepth, drops)
     trained = {f"features.4.{n}.stochastic_depth": True for n in (1, 2)}
-    frozen = dict.fromkeys([f"features.5.{n}.stochastic_depth" for n in (1, 2)] + [f"features.6.{n}.stochastic_depth" for n in (1, 2, 3)], False)
+    frozen = dict.fromkeys(
+        [f"features.5.{n}.stochastic_depth" for n in (1, 2)] + [f"features.6.{n}.stochastic_depth" for n in (1, 2, 3)], False
+    )
     watched.train()
     assert seen == trained | frozen
     watched.evaluate()
@@ -373,7 +380,9 @@ def normalises_with(module: nn.Module, before: torch.Tensor, after: torch.Tensor
 
 @pytest.mark.parametrize("norm", ["train", "frozen"])
 def test_batch_norm_of_frozen_groups_uses_its_stored_statistics(recipe, source, norm):
-    file = recipe("torchvision/resnet18", source("BatchNorm").weights, [{"train": ["layer1", "layer3.0", "head"], "epochs": 1, "norm": norm}])
+    file = recipe(
+        "torchvision/resnet18", source("BatchNorm").weights, [{"train": ["layer1", "layer3.0", "head"], "epochs": 1, "norm": norm}]
+    )
     watched = Watched(file)
     seen = watched.watch(nn.BatchNorm2d, normalises_with)
     before = {name: tensor.clone() for name, tensor in watched.network.named.items()}

@@ -22,4 +22,4 @@ def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(plan.model_dump_json(indent=1))
     else:
-        Console(highlight=False).print(show_plan(plan, {}))
+        Console(highlight=False).print(show_plan(plan))

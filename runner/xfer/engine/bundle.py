@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from xfer import plugins
 from xfer.engine.files import write_atomic, write_json, write_text
 from xfer.errors import BundleError, UsageError
 from xfer.plan.plan import Plan
@@ -96,7 +97,7 @@ class Bundle:
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        write_atomic(temporary / STATE, lambda path: save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, path))
+        write_atomic(temporary / STATE, lambda path: save_file({name: np.asarray(value, order="C") for name, value in state.items()}, path))
         write_json(temporary / PROGRESS, progress)
         os.replace(temporary, folder)
         for number in [*numbers, int(folder.name)][: -self.plan.runtime.keep]:
@@ -154,6 +155,12 @@ def read_plan(folder: Path) -> Plan:
         ) from error
     except ValueError as error:
         raise BundleError(f"{folder / 'plan.json'} can't be read: it was written by another version of xfer, or damaged") from error
+
+
+def load_plugins(plan: Plan) -> None:
+    """Load the local plugins that travel with a plan, under the module names that its targets have: xfer_local_<digest>_<stem>."""
+    for name, source in plan.plugins.items():
+        plugins.load_local(source, stem=name.split("_", 3)[3])
 
 
 def _write_csv(path: Path, bad: Mapping[str, str]) -> None:

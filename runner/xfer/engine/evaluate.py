@@ -14,7 +14,7 @@ from xfer.backends.backend import Backend, Network
 from xfer.compile.data_facts import open_dataset
 from xfer.data.dataset import Dataset
 from xfer.data.pipeline import decoded
-from xfer.engine.bundle import Bundle
+from xfer.engine.bundle import Bundle, load_plugins
 from xfer.engine.inputs import Inputs, contents_digest, decode_threads
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
@@ -44,8 +44,7 @@ def load(bundle: Bundle, *, precision: str | None = None) -> Loaded:
     plan = bundle.plan
     if precision is not None:
         plan = plan.model_copy(update={"runtime": plan.runtime.model_copy(update={"precision": precision})})
-    for name, source in plan.plugins.items():
-        plugins.load_local(source, stem=name.rpartition("_")[2])
+    load_plugins(plan)
     backend: Backend = plugins.load(plugins.find("backends", plan.backend).target)()
     return Loaded(plan, backend, backend.load(plan, bundle.folder / "model"))
 

@@ -15,7 +15,7 @@ import numpy as np
 from xfer import plugins
 from xfer.backends.backend import Backend, Network
 from xfer.engine.baselines import Baselines, fit_baselines
-from xfer.engine.bundle import Bundle
+from xfer.engine.bundle import Bundle, load_plugins
 from xfer.engine.files import write_atomic, write_json
 from xfer.engine.inputs import Inputs, Stop, contents_digest
 from xfer.engine.reporter import Reporter
@@ -67,8 +67,7 @@ class Run:
     # before the first phase
 
     def _prepare(self) -> None:
-        for name, source in self.plan.plugins.items():
-            plugins.load_local(source, stem=name.rpartition("_")[2])
+        load_plugins(self.plan)
         lock = self.bundle.lock()
         weights = download(self.plan.source.weights, say=self.reporter.note)
         self.target = Target.open(self.plan.data)

@@ -1,9 +1,8 @@
-"""What the run shows: metrics with intervals, curves, and what the test predictions tell."""
+"""What the run shows: metrics with intervals, and what the test predictions tell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,39 +71,6 @@ def metrics_table(files: BundleFiles) -> list[dict[str, Any]]:
             }  # fmt: skip
         )
     return rows
-
-
-def curve_figures(files: BundleFiles) -> list[dict[str, Any]]:
-    """Loss, accuracy and learning rate over all phases' epochs; an entry for each that was recorded."""
-    places, bands = _epoch_axis(files.records)
-    shown = []
-    for key, title, within in (("loss", "Loss", None), ("accuracy", "Accuracy", (0.0, 1.0))):
-        lines = [figures.Series(split, split, _points(files.records, places, split, key)) for split in ("train", "val")]
-        figure = figures.curves(lines, bands, label=f"{title} per epoch", within=within)
-        if figure is not None:
-            shown.append({"title": title, "figure": figure, "legend": [(line.style, line.name) for line in lines if line.points]})
-    return shown
-
-
-def _epoch_axis(records: list[dict[str, Any]]) -> tuple[dict[tuple[int, int], int], list[figures.Band]]:
-    """Where each (phase, epoch) stands on one axis that counts from 1, and the phases' bands."""
-    pairs = sorted({(int(record["phase_index"]), int(record["epoch"])) for record in records})
-    places = {pair: place + 1 for place, pair in enumerate(pairs)}
-    names = {int(record["phase_index"]): str(record.get("phase", record["phase_index"])) for record in records}
-    bands = []
-    for index in sorted(names):
-        held = [place for (phase, _), place in places.items() if phase == index]
-        bands.append(figures.Band(names[index], min(held) - 1, max(held)))
-    return places, bands
-
-
-def _points(records: list[dict[str, Any]], places: Mapping[tuple[int, int], int], split: str, key: str) -> list[tuple[float, float]]:
-    points = []
-    for record in records:
-        value = record.get(key)
-        if record["split"] == split and isinstance(value, int | float) and math.isfinite(value):
-            points.append((float(places[int(record["phase_index"]), int(record["epoch"])]), float(value)))
-    return points
 
 
 def test_evidence(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any] | None:

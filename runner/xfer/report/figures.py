@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from xfer.report.numbers import count, fraction
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line: `style` is its CSS class, points are (x, y)."""
-
-    name: str
-    style: str
-    points: Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Band:
-    """A phase on the epoch axis, from `start` to `end` epochs done."""
-
-    name: str
-    start: float
-    end: float
 
 
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
@@ -86,54 +67,6 @@ class Frame:
         return Markup('<svg viewBox="0 0 {} {}" style="max-width: {}px" role="img" aria-label="{}">{}</svg>').format(
             *shape, label, Markup("\n").join(self.parts)
         )
-
-
-def curves(series: Sequence[Series], bands: Sequence[Band], *, label: str, within: tuple[float, float] | None = None) -> Markup | None:
-    """Lines over epochs, phases as bands; None where there is no finite point. The axis fits the values and stays `within`."""
-    lines = [Series(s.name, s.style, [p for p in s.points if math.isfinite(p[1])]) for s in series]
-    values = [y for line in lines for _, y in line.points]
-    if not values:
-        return None
-    low, high = _padded(min(values), max(values))
-    if within:
-        low, high = max(low, within[0]), min(high, within[1])
-    last = max([band.end for band in bands] + [x for line in lines for x, _ in line.points])
-    frame = Frame((0.5, last + 0.5), (low, high), size=(560, 260), margins=(26, 14, 34, 46))
-    _bands(frame, bands)
-    for value in ticks(low, high):
-        frame.line(frame.left, frame.y(value), frame.width - frame.right, frame.y(value), "grid")
-        frame.text(frame.left - 7, frame.y(value) + 4, f"{value:g}", anchor="end")
-    for value in ticks(1, last, 8):
-        if value == int(value):
-            frame.text(frame.x(value), frame.height - frame.bottom + 17, f"{value:g}")
-    frame.text((frame.left + frame.width - frame.right) / 2, frame.height - 3, "epoch")
-    for line in lines:
-        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in line.points)
-        frame.add('<polyline points="{}" class="curve {}"/>', path, line.style)
-        for x, y in line.points if len(line.points) <= 60 else ():
-            frame.add(
-                '<circle cx="{}" cy="{}" r="2.6" class="{}"><title>{}, epoch {}: {}</title></circle>',
-                frame.x(x), frame.y(y), line.style, line.name, f"{x:g}", f"{y:.4g}",
-            )  # fmt: skip
-    return frame.svg(label)
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
-    pad = (high - low) * 0.06 or abs(high) * 0.1 or 0.1
-    return (0.0 if 0 <= low <= (high - low) else low - pad), high + pad
-
-
-def _bands(frame: Frame, bands: Sequence[Band]) -> None:
-    for place, band in enumerate(bands):
-        left, right = frame.x(band.start + 0.5), frame.x(band.end + 0.5)
-        frame.rect(
-            left, frame.top, right - left, frame.height - frame.top - frame.bottom, f"band band{place % 2}", title=f"phase {band.name}"
-        )
-        if place:
-            frame.line(left, frame.top - 4, left, frame.height - frame.bottom, "phase-line")
-        room = int((right - left) / 6.2)
-        if room >= 2:
-            frame.text((left + right) / 2, frame.top - 9, shorten(band.name, room), style="phase-name", title=band.name)
 
 
 def standing(entries: Sequence[tuple[str, float, Sequence[float] | None]]) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from xfer.data.dataset import Dataset
-from xfer.report import bundle_files, evidence, numbers, setting
+from xfer.report import bundle_files, epochs, evidence, moves, numbers, setting
 from xfer.report.bundle_files import BundleFiles
 
 HERE = Path(__file__).parent
@@ -47,7 +47,10 @@ def context(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any]:
         "quarantine": files.quarantine,
         "score": evidence.score(files),
         "metrics": evidence.metrics_table(files),
-        "curves": evidence.curve_figures(files),
+        "curves": epochs.curve_figures(files),
+        "keeps_best": epochs.keeps_best(files),
+        "learning_rates": epochs.rate_figure(files),
+        "moves": moves.table(files),
         "test": evidence.test_evidence(files, dataset),
         "style": (HERE / "style.css").read_text(encoding="utf-8"),
     }
@@ -59,6 +62,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters.update(
         fraction=numbers.fraction, interval=numbers.interval, count=numbers.count, parameters=numbers.parameters,
-        seconds=numbers.seconds, per_second=numbers.per_second, rate=numbers.rate,
+        seconds=numbers.seconds, per_second=numbers.per_second, rate=numbers.rate, plural=numbers.plural,
     )  # fmt: skip
     return environment.get_template("report.html.j2")

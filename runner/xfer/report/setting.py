@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xfer.compile.inputs import size
 from xfer.plan.plan import PhasePlan, Plan
+from xfer.report import phase_words
 from xfer.report.bundle_files import BundleFiles
 from xfer.report.figures import time_bar
 from xfer.report.group_names import compressed, rates
-from xfer.report.numbers import count, parameters
-from xfer.report.phase_words import length, normalisation, optimizer
+from xfer.report.moves import furthest
+from xfer.report.numbers import count, distance, parameters
 
 STATE_WORDS = {
     "finished": "finished",
@@ -58,7 +58,7 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
     seen = plan.source.preprocess
     resize = f"both sides to {seen.crop} px" if seen.stretch else f"shorter side to {seen.resize} px, centre crop {seen.crop} px"
     head = " → ".join(count(width) for width in (plan.head.inputs, *plan.head.hidden, plan.head.outputs))
-    return [
+    shown = [
         (
             "source model",
             f"{plan.source.model} ({plan.model.library}), "
@@ -67,11 +67,16 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {count(len(plan.data.classes))} classes"),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),
+        ("method", phase_words.method(plan.method)),
+        ("own groups", phase_words.own_groups(plan.method)),
+        ("looks at", phase_words.taps(plan.method, plan.model)),
+        ("teacher", phase_words.teacher(plan.method)),
         ("new head", f"{head} on {plan.head.at}" + (f", dropout {plan.head.dropout:g}" if plan.head.dropout else "")),
         ("never trained", compressed(plan.never_trained, plan.model) or "nothing: every group trains in some phase"),
         ("computed on", f"{plan.runtime.device}, {plan.runtime.precision}"),
         ("seed", f"{plan.seed}; splits {plan.data.split_seed}"),
     ]
+    return [(label, text) for label, text in shown if text]
 
 
 def _list(values: tuple[float, ...]) -> str:
@@ -97,35 +102,42 @@ def _phase(name: str, record: Mapping[str, Any] | None) -> dict[str, Any]:
         "begun": bool(record),
         "train": train if isinstance(train, str) else ", ".join(train),
         "epochs": record.get("epochs"),
+        "best_epoch": record.get("best_epoch"),
         "seconds": record.get("seconds"),
         "images_per_second": record.get("images_per_second"),
         "trainable_parameters": record.get("trainable_parameters"),
         "total_parameters": None,
         "input": f"{where.get('cut', '?')}, {where.get('mode', '?')}" if where else "",
-        "reason": "",
-        "rates": "",
-        "optimizer": "",
-        "length": "",
-        "norm": "",
+        **dict.fromkeys(("reason", "store", "augment", "rates", "optimizer", "state", "length", "norm", "statistics"), ""),
+        "moved": _moved(record),
         "frozen_tensors": record.get("frozen_tensors"),
         "frozen_changed": record.get("frozen_changed"),
     }
 
 
+def _moved(record: Mapping[str, Any]) -> str:
+    """How far the source lies from where it began, where the phase trained any of it."""
+    found = furthest(record)
+    return f"by up to {distance(found[1])}, at {found[0]}" if found else ""
+
+
 def _planned_phase(phase: PhasePlan, plan: Plan, record: Mapping[str, Any] | None) -> dict[str, Any]:
     entry = _phase(phase.name, record)
-    held = f", {size(phase.input.bytes)} as {phase.input.dtype}" if phase.input.mode == "stored" else ""
     return entry | {
         "train": compressed(phase.train, plan.model),
         "epochs": entry["epochs"] if entry["epochs"] is not None else phase.max_epochs,
         "trainable_parameters": phase.trainable_parameters,
         "total_parameters": plan.total_parameters,
-        "input": f"{phase.input.cut}, {phase.input.mode}{held}",
+        "input": f"{phase_words.start(phase.input)}, {phase.input.mode}",
         "reason": phase.input.reason,
+        "store": phase_words.stored(plan, phase),
+        "augment": phase_words.augmentation(phase.augment),
         "rates": rates(phase, plan.model),
-        "optimizer": optimizer(phase.optimizer),
-        "length": length(phase),
-        "norm": normalisation(phase),
+        "optimizer": phase_words.optimizer(phase.optimizer),
+        "state": phase_words.optimizer_state(plan, phase),
+        "length": phase_words.length(phase),
+        "norm": phase_words.normalisation(phase, plan.method),
+        "statistics": phase_words.reestimated(phase),
     }
 
 

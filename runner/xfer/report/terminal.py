@@ -10,19 +10,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xfer.compile.inputs import size
 from xfer.plan.plan import PhasePlan, Plan, WeightsPlan
+from xfer.report import phase_words
 from xfer.report.group_names import compressed, rates
-from xfer.report.numbers import BASELINE_TITLES, METRIC_TITLES, count, fraction, interval, parameters, rate, seconds
-from xfer.report.phase_words import length, normalisation, optimizer
+from xfer.report.moves import furthest
+from xfer.report.numbers import BASELINE_TITLES, METRIC_TITLES, count, distance, fraction, interval, parameters, rate, seconds
 
 CLASSES_SHOWN = 12
 
 
-def show_plan(plan: Plan, present: Mapping[str, int]) -> RenderableType:
-    """The whole Plan. `present` maps a phase's cut to how many of its rows are in the store already."""
-    phases = [part for phase in plan.phases for part in (_phase(plan, phase, present), Text())]
-    return Group(_facts(plan), Text(), _splits(plan), Text(), *phases)
+def show_plan(plan: Plan) -> RenderableType:
+    """The whole Plan. How much of it is in the store already is not said: the keys are made of what is in the weights and images."""
+    phases = [part for phase in plan.phases for part in (Text(), _phase(plan, phase))]
+    return Group(_facts(plan), Text(), _splits(plan), *phases)
 
 
 def show_result(result: Mapping[str, Any]) -> RenderableType:
@@ -42,9 +42,18 @@ def show_result(result: Mapping[str, Any]) -> RenderableType:
         f"{count(data['images'])} images of {data['classes']} classes, {data['quarantined']} quarantined",
         f"{total} in all: features {extract} ({count(data['computed'])} images computed now), training {train}",
     ]
-    for phase in result["phases"]:
-        lines.append(f"phase {phase['name']}: {phase['frozen_tensors']} frozen tensors, {phase['frozen_changed']} changed")
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table, *(Text(line) for line in (*lines, *map(_outcome, result["phases"]))))
+
+
+def _outcome(phase: Mapping[str, Any]) -> str:
+    """What a phase did to the source, and which of its epochs counts where a rule chose one."""
+    parts = [f"{count(phase['frozen_tensors'])} frozen tensors, {phase['frozen_changed']} changed"]
+    moved = furthest(phase)
+    if moved is not None:
+        parts.append(f"source moved by up to {distance(moved[1])} ({moved[0]})")
+    if phase.get("best_epoch") is not None:
+        parts.append(f"best epoch {phase['best_epoch']} of {phase['epochs']}")
+    return f"phase {phase['name']}: {'; '.join(parts)}"
 
 
 def _row(table: Table, *cells: str, style: str | None = None) -> None:
@@ -57,19 +66,31 @@ def _facts(plan: Plan) -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     preprocess, runtime = plan.source.preprocess, plan.runtime
-    _row(table, "recipe", f"{plan.name}, seed {plan.seed}")
-    _row(table, "source", f"{plan.source.model} ({plan.model.library}), {parameters(plan.model.n_parameters)} parameters, {plan.backend}")
-    _row(table, "weights", weights(plan.source.weights))
-    resized = f"resized to {preprocess.resize}, cut to {preprocess.crop} x {preprocess.crop}"
-    _row(table, "images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}")
-    _row(table, "transfer", f"{plan.method.type}, method {plan.method.name}")
     hidden = f"hidden {', '.join(map(str, plan.head.hidden))}, " if plan.head.hidden else "linear, "
-    widths = f"{plan.head.inputs} inputs, {plan.head.outputs} classes"
-    _row(table, "head", f"on {plan.head.at}: {hidden}{widths}, dropout {rate(plan.head.dropout)}")
-    _row(table, "computed", f"on {runtime.device} in {runtime.precision}; cache {runtime.cache}")
-    if plan.never_trained:
-        _row(table, "never trained", compressed(plan.never_trained, plan.model))
+    resized = f"resized to {preprocess.resize}, cut to {preprocess.crop} x {preprocess.crop}"
+    library = f"({plan.model.library}), {parameters(plan.model.n_parameters)} parameters, {plan.backend}"
+    _used(
+        table,
+        ("recipe", f"{plan.name}, seed {plan.seed}"),
+        ("source", f"{plan.source.model} {library}"),
+        ("weights", weights(plan.source.weights)),
+        ("images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}"),
+        ("transfer", f"{plan.method.type}, method {phase_words.method(plan.method)}"),
+        ("own groups", phase_words.own_groups(plan.method)),
+        ("looks at", phase_words.taps(plan.method, plan.model)),
+        ("teacher", phase_words.teacher(plan.method)),
+        ("head", f"on {plan.head.at}: {hidden}{plan.head.inputs} inputs, {plan.head.outputs} classes, dropout {rate(plan.head.dropout)}"),
+        ("computed", f"on {runtime.device} in {runtime.precision}; cache {runtime.cache}"),
+        ("never trained", compressed(plan.never_trained, plan.model)),
+    )
     return table
+
+
+def _used(table: Table, *rows: tuple[str, str]) -> None:
+    """The rows that have something to say."""
+    for label, text in rows:
+        if text:
+            _row(table, label, text)
 
 
 def weights(plan: WeightsPlan) -> str:
@@ -97,21 +118,24 @@ def _splits(plan: Plan) -> Table:
     return table
 
 
-def _phase(plan: Plan, phase: PhasePlan, present: Mapping[str, int]) -> Table:
+def _phase(plan: Plan, phase: PhasePlan) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     place = phase.input
-    _row(table, "phase", phase.name)
     share = f"{phase.trainable_parameters:,} of {plan.total_parameters:,} parameters"
-    _row(table, "trains", f"{compressed(phase.train, plan.model)}: {share}")
-    _row(table, "length", length(phase))
-    _row(table, "optimizer", f"{optimizer(phase.optimizer)}, batch {plan.data.batch_size}")
-    _row(table, "learning rate", rates(phase, plan.model))
-    _row(table, "norm", normalisation(phase))
-    there = present.get(place.cut)
-    known = f"; {there:,} of {plan.data.images:,} rows are there" if there is not None else ""
-    _row(table, "starts from", f"{place.cut} {'x'.join(map(str, place.shape))}, {place.mode}: {place.reason}{known}")
-    if place.mode == "stored":
-        _row(table, "store", f"{size(place.bytes)} for {plan.data.images:,} rows of {place.dtype}")
+    _used(
+        table,
+        ("phase", phase.name),
+        ("trains", f"{compressed(phase.train, plan.model)}: {share}"),
+        ("length", phase_words.length(phase)),
+        ("optimizer", f"{phase_words.optimizer(phase.optimizer)}, batch {plan.data.batch_size}"),
+        ("its state", phase_words.optimizer_state(plan, phase)),
+        ("learning rate", rates(phase, plan.model)),
+        ("norm", phase_words.normalisation(phase, plan.method)),
+        ("statistics", phase_words.reestimated(phase)),
+        ("augment", phase_words.augmentation(phase.augment)),
+        ("starts from", f"{phase_words.start(place)}, {place.mode}: {place.reason}"),
+        ("store", phase_words.stored(plan, phase)),
+    )
     return table

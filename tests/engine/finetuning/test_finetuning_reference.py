@@ -67,7 +67,7 @@ def test_a_head_with_a_hidden_layer_and_dropout(compared):
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
 def test_a_schedule_spans_each_phase(schedule, warmup, compared):
-    phases = [{"train": ["three", "head"], "epochs": 2}, {"train": "all", "epochs": 3, "lr": 0.02}]
+    phases = [{"train": ["three", "head"], "epochs": 3}, {"train": "all", "epochs": 4, "lr": 0.02}]
     options = {**SGD, "schedule": schedule, "warmup_epochs": warmup}
     without = ({"optimizer.schedule": "constant"}, *({"optimizer.warmup_epochs": other} for other in (0.0, 1.5) if other != warmup))
     found, _ = compared("plain", phases, options, without=without)
@@ -77,7 +77,7 @@ def test_a_schedule_spans_each_phase(schedule, warmup, compared):
 
 def test_a_phase_has_a_schedule_of_its_own(compared):
     phases = [
-        {"train": "head", "epochs": 1, "schedule": "one_cycle"},
+        {"train": "head", "epochs": 2, "schedule": "one_cycle"},
         {"train": "all", "epochs": 2, "schedule": "cosine", "warmup_epochs": 0.5, "lr": 0.005, "weight_decay": 0.0},
     ]
     without = ({"freeze.0.schedule": "constant"}, {"freeze.1.schedule": "constant"}, {"freeze.1.weight_decay": 0.2})

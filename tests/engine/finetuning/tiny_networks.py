@@ -1,9 +1,14 @@
-"""A source plugin with networks that are small enough to be written out again by hand. Recipes name this file in `plugins:`."""
+"""A source plugin with networks that are small enough to be written out again by hand, with weights and images for them.
+
+Recipes name this file in `plugins:`; conftest.py loads it as they do.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -49,6 +54,9 @@ class Normalised(nn.Module):
         return self.fc(self.two(self.one(x)).mean((2, 3)))
 
 
+NETWORKS = {"plain": Plain, "normalised": Normalised}
+
+
 class TinySource:
     """`tiny/NAME`; implements `xfer.sources.source.Source`."""
 
@@ -59,10 +67,10 @@ class TinySource:
         return "tiny 1"
 
     def models(self) -> list[str]:
-        return ["normalised", "plain"]
+        return sorted(NETWORKS)
 
     def build(self, name: str, *, pretrained: bool, image_size: int | None = None) -> Any:
-        return {"plain": Plain, "normalised": Normalised}[name]()
+        return NETWORKS[name]()
 
     def tags(self, name: str) -> list[str]:
         return []
@@ -81,3 +89,27 @@ class TinySource:
 
 
 xfer_plugins = {"sources": {"tiny": TinySource}}
+
+
+def start_of(network: str) -> dict[str, np.ndarray]:
+    """The source's tensors, float32; statistics are none that a layer starts with."""
+    random = np.random.default_rng(7)
+    made: dict[str, np.ndarray] = {}
+    for name, tensor in NETWORKS[network]().state_dict().items():
+        shape = tuple(tensor.shape)
+        spread = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.2
+        drawn = (random.normal(size=shape) * spread + name.endswith(("norm.weight", "running_var"))).astype(np.float32)
+        made[name] = np.array(5) if name.endswith("num_batches_tracked") else np.abs(drawn) if name.endswith("running_var") else drawn
+    return {name: value for name, value in made.items() if not name.startswith("fc.")}
+
+
+def images() -> dict[str, np.ndarray]:
+    """Unequal classes that a few epochs learn and that a few more learn too well: an eighth of the labels is wrong."""
+    random = np.random.default_rng(3)
+    patterns = random.integers(0, 60, size=(3, SIDE, SIDE, 3))
+    made: dict[str, np.ndarray] = {}
+    for split, counts in {"train": (22, 14, 8), "val": (6, 6, 6), "test": (3, 3, 3)}.items():
+        labels = np.repeat(np.arange(3), counts)
+        made[f"x_{split}"] = (random.integers(0, 190, size=(len(labels), SIDE, SIDE, 3)) + patterns[labels]).astype(np.uint8)
+        made[f"y_{split}"] = np.where(random.uniform(size=len(labels)) < 1 / 8, (labels + 1) % 3, labels)
+    return made

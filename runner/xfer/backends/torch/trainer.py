@@ -138,8 +138,10 @@ class Trainer:
             self._seed(step, number)
             look = self._look(x, labels, masks, step)
             loss = each.loss(look)
-            self.scaler.scale(loss).backward(inputs=self._updated(each))
-            self.optimizer.step(step, scale=scale, scaler=self.scaler)
+            updated = self._updated(each)
+            if updated is None or updated:  # nothing of what it names may train in this phase
+                self.scaler.scale(loss).backward(inputs=updated)
+                self.optimizer.step(step, scale=scale, scaler=self.scaler)
             first = first or (loss.detach(), (look.logits.detach().argmax(1) == labels).sum())
         if self.average is not None:
             self.average.update(step)

@@ -61,6 +61,11 @@ class Loop:
         """Of one epoch, the median of those after the first."""
         return median(self.seconds[1:])
 
+    @property
+    def learning(self) -> str:
+        """That they learn alike: the first epoch's loss and the last's."""
+        return f"{self.losses[0]:.3f} → {self.losses[-1]:.3f}"
+
     def figures(self) -> dict[str, Any]:
         """For the file of results."""
         return {
@@ -78,9 +83,3 @@ def same_work(loops: dict[str, Loop]) -> None:
     if len(set(kinds.values())) > 1:
         told = "; ".join(f"{name}: {n_parameters} parameters, {epochs} epochs" for name, (n_parameters, epochs) in kinds.items())
         raise SystemExit(f"what is compared is not the same work: {told}")
-
-
-def losses(loops: dict[str, Loop]) -> str:
-    """A line for below the table: that they learn alike."""
-    told = ", ".join(f"{name} {loop.losses[0]:.3f} → {loop.losses[-1]:.3f}" for name, loop in loops.items())
-    return f"training loss, first → last epoch (each draws its own head and order): {told}"
