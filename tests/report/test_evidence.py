@@ -48,36 +48,6 @@ def test_an_interval_that_misses_its_estimate_is_marked(make_bundle):
     assert {row["title"]: row["outside"] for row in rows} == {"accuracy": False, "calibration error (ECE)": True}
 
 
-def test_curves_have_every_epoch_of_both_splits(make_bundle):
-    figures = evidence.curve_figures(bundle_files.read(make_bundle()))
-    assert [(figure["title"], figure["legend"]) for figure in figures] == [
-        ("Loss", [("train", "train"), ("val", "val")]),
-        ("Accuracy", [("train", "train"), ("val", "val")]),
-    ]
-    for figure in figures:
-        assert figure["figure"].count("<circle") == 2 * 14
-        assert figure["figure"].count("epoch 14:") == 2
-        assert "fine-tune" in figure["figure"]
-
-
-def test_epochs_of_a_diverged_run_are_left_out_of_the_curve(make_bundle):
-    bundle = make_bundle()
-    records = [
-        {"phase": "head", "phase_index": 0, "epoch": epoch, "split": "train", "loss": loss, "accuracy": None}
-        for epoch, loss in enumerate([1.0, float("nan"), float("inf")])
-    ]
-    (bundle / "metrics.jsonl").write_text("\n".join(json.dumps(record) for record in records))
-    (figure,) = evidence.curve_figures(bundle_files.read(bundle))
-    assert figure["legend"] == [("train", "train")]
-    assert figure["figure"].count("<circle") == 1
-
-
-def test_no_records_no_curves(make_bundle):
-    bundle = make_bundle()
-    (bundle / "metrics.jsonl").write_text("")
-    assert evidence.curve_figures(bundle_files.read(bundle)) == []
-
-
 def predictions(labels, predicted, n_classes, confidence=0.9):
     probabilities = np.full((len(labels), n_classes), (1 - confidence) / (n_classes - 1))
     probabilities[np.arange(len(labels)), predicted] = confidence

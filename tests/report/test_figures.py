@@ -10,7 +10,6 @@ import pytest
 
 from xfer.ops import metrics
 from xfer.report import figures
-from xfer.report.figures import Band, Series
 
 HOSTILE = '<script>alert("1")</script> & {0} %s'
 
@@ -31,26 +30,6 @@ def attributes(svg, element, style):
 )
 def test_ticks_are_round(low, high, expected):
     assert figures.ticks(low, high) == expected
-
-
-def test_curves_are_drawn_to_scale():
-    svg = figures.curves([Series("train", "train", [(1, 4.0), (2, 2.0), (3, 1.0)])], [Band("head", 0, 3)], label="Loss")
-    (line,) = attributes(svg, "polyline", "train")
-    points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
-    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.02)
-    assert points[1][1] - points[0][1] == pytest.approx(2 * (points[2][1] - points[1][1]), abs=0.05)
-
-
-@pytest.mark.parametrize("values", [[0.5], [0.7, 0.7, 0.7], [0.0], [-3.0, 5.0], [1e-12, 1e9]])
-def test_odd_values_are_drawn_inside_the_frame(values):
-    svg = figures.curves([Series("val", "val", list(enumerate(values, 1)))], [Band("head", 0, len(values))], label="Loss")
-    for circle in attributes(svg, "circle", "val"):
-        assert 0 <= float(circle["cx"]) <= 560
-        assert 0 <= float(circle["cy"]) <= 260
-
-
-def test_without_a_point_there_is_no_plot():
-    assert figures.curves([Series("val", "val", [(1, float("nan"))])], [], label="Loss") is None
 
 
 def test_the_confusion_matrix_shows_counts_and_shares():
@@ -75,7 +54,6 @@ def test_the_reliability_diagram_has_a_bar_for_each_bin_with_images():
 def test_names_are_escaped_everywhere():
     bars = [(HOSTILE, "part-train", 1.0)]
     drawn = [
-        figures.curves([Series(HOSTILE, "train", [(1, 1.0)])], [Band(HOSTILE, 0, 1)], label=HOSTILE),
         figures.confusion_matrix(np.array([[1, 1], [0, 1]]), [HOSTILE, "fine"]),
         figures.standing([(HOSTILE, 0.5, (0.4, 0.6))]),
         figures.time_bar(bars),

@@ -7,8 +7,9 @@ import json
 import pytest
 from rich.console import Console
 
-from xfer.plan.plan import WeightsPlan
-from xfer.report.terminal import length, show_plan, show_result, weights
+from xfer.plan.model_map import Tensor
+from xfer.plan.plan import AugmentPlan, MethodPlan, WeightsPlan
+from xfer.report.terminal import show_plan, show_result, weights
 
 
 def printed(renderable, width):
@@ -20,7 +21,7 @@ def printed(renderable, width):
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_plan_says_what_will_happen(make_plan, two_phases, width):
-    text = printed(show_plan(make_plan(phases=two_phases), {}), width)
+    text = printed(show_plan(make_plan(phases=two_phases)), width)
     flat = " ".join(text.split())
     for part in (
         "trains head: 2,565 of",
@@ -38,19 +39,15 @@ def test_a_plan_says_what_will_happen(make_plan, two_phases, width):
 
 
 def test_a_plan_lists_few_classes_and_sums_many(make_plan):
-    few = printed(show_plan(make_plan(), {}), 100)
+    few = printed(show_plan(make_plan()), 100)
     assert "sunflower" in few
     plan = make_plan()
     classes = tuple(f"class{index:02d}" for index in range(30))
     counts = {"train": dict.fromkeys(classes, 10), "test": dict.fromkeys(classes, 2)}
     data = plan.data.model_copy(update={"classes": classes, "counts": counts})
-    many = printed(show_plan(plan.model_copy(update={"data": data}), {}), 100)
+    many = printed(show_plan(plan.model_copy(update={"data": data})), 100)
     assert "18 more classes    180    36" in many
     assert "all                300    60" in many
-
-
-def test_rows_that_are_there_are_told(make_plan):
-    assert "3,000 of 3,670 rows are there" in " ".join(printed(show_plan(make_plan(), {"pooled": 3000}), 120).split())
 
 
 def test_a_result(make_bundle):
@@ -63,10 +60,6 @@ def test_a_result(make_bundle):
     assert "4 min 19 s in all: features 35.6 s (12 images computed now), training 3 min 33 s" in text
 
 
-def test_lengths(two_phases):
-    assert [length(phase) for phase in two_phases][0] == "8 epochs"
-
-
 def test_weights_that_are_none():
     assert weights(WeightsPlan(kind="none", location="none")) == "none: drawn at random from the seed"
 
@@ -75,7 +68,7 @@ def test_names_are_plain_text(make_plan):
     plan = make_plan(name="[/x] :smile:")
     classes = ("[/b]", "[red]rose[/red]", "long " * 40)
     data = plan.data.model_copy(update={"classes": classes, "counts": {"train": dict.fromkeys(classes, 5), "test": {"[/b]": 2}}})
-    text = printed(show_plan(plan.model_copy(update={"data": data}), {}), 80)
+    text = printed(show_plan(plan.model_copy(update={"data": data})), 80)
     for part in ("[/x] :smile:, seed 0", "[/b]", "[red]rose[/red]"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 80
@@ -86,9 +79,46 @@ def test_a_plan_says_all_that_the_optimizer_does(make_plan, two_phases):
         update={"warmup_epochs": 0.5, "label_smoothing": 0.1, "class_weights": "balanced", "schedule": "cosine"}
     )
     plan = make_plan(phases=(two_phases[0].model_copy(update={"optimizer": optimizer, "epochs": 1}),))
-    flat = " ".join(printed(show_plan(plan, {}), 200).split())
+    flat = " ".join(printed(show_plan(plan), 200).split())
     assert (
         "optimizer sgd, momentum 0.9, weight decay 0, cosine schedule, warm-up of 0.5 epochs, labels smoothed by 0.1, "
         "classes weighted evenly, batch 32" in flat
     )
     assert "length 1 epoch optimizer" in flat
+
+
+def test_a_plan_says_what_fine_tuning_adds(make_plan, two_phases):
+    own = Tensor(name="method.critic.weight", shape=(4, 512), kind="parameter")
+    method = MethodPlan(
+        type="model", name="l2sp", target="a:b", options={"alpha": 0.1}, taps={"last": "pooled"}, tensors=(own,), teacher=True
+    )
+    augment = AugmentPlan(policy="trivial", views=4, scale=(0.5, 1.0), canvas=256, mode="stored", bytes=2_000_000, reason="it fits")
+    second = two_phases[1].model_copy(update={"reestimate_norm": True, "augment": augment, "trainable": two_phases[0].trainable})
+    flat = " ".join(printed(show_plan(make_plan(phases=(two_phases[0], second), method=method)), 200).split())
+    for part in (
+        "transfer model, method l2sp, alpha 0.1 own groups method.critic with 2,048 parameters looks at last (the end of pooled) 512 "
+        "teacher a copy of the network that keeps the source's weights head",
+        "its state carried over from phase 1 for head learning rate",
+        "statistics estimated anew from the training images when the phase ends augment trivial, crops of 50 to 100 % of the frame: "
+        "4 views of each training image in turn, stored, 2 MB starts from layer3.1 256x14x14, streamed:",
+    ):
+        assert part in flat, (part, flat)
+    assert flat.count("its state") == flat.count("statistics estimated") == flat.count("augment ") == 1
+    assert flat.count("store 3.8 MB for 3,670 rows of bfloat16") == 1
+
+
+def test_a_plan_has_no_rows_for_what_is_not_used(make_plan):
+    text = printed(show_plan(make_plan(never_trained=())), 120)
+    labels = {line[:14].strip() for line in text.splitlines()}
+    assert not labels & {"own groups", "looks at", "teacher", "never trained", "its state", "statistics", "augment"}
+
+
+def test_a_result_says_what_each_phase_did_to_the_source(make_bundle):
+    result = json.loads((make_bundle() / "result.json").read_text())
+    result["data"]["computed"] = 0
+    result["phases"][1] |= {"distance": {"layer4.0": 0.02, "layer4.1": 0.0305}, "best_epoch": 4}
+    lines = [line.rstrip() for line in printed(show_result(result), 120).splitlines()]
+    assert lines[-2:] == [
+        "phase head: 9 frozen tensors, 0 changed",
+        "phase fine-tune: 7 frozen tensors, 0 changed; source moved by up to 3 % (layer4.1); best epoch 4 of 6",
+    ]
