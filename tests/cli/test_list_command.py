@@ -11,7 +11,11 @@ from xfer.cli.main import run
 
 def test_methods_as_json(capsys):
     assert run(["list", "methods", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "probe", "target": "xfer.methods.probe:Probe", "from": "xfer-runner"}]
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "finetune", "target": "xfer.methods.finetune:FineTune", "from": "xfer-runner"},
+        {"name": "l2sp", "target": "xfer.methods.l2sp:L2SP", "from": "xfer-runner"},
+        {"name": "probe", "target": "xfer.methods.probe:Probe", "from": "xfer-runner"},
+    ]
 
 
 def test_models_are_filtered(capsys):

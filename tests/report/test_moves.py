@@ -80,10 +80,10 @@ def test_many_groups_are_shown_by_stage_each_by_the_one_that_moved_most(make_bun
     table = moves.table(recorded(bundle, {"distance": dict.fromkeys(names, 0.0)}, {"train": [*names, "head"], "distance": distances}))
     assert table["by_stage"]
     assert texts(table) == [
-        ("b0 … b9", [("frozen", "frozen"), ("moved", "1 %")]),
-        ("b10 … b19", [("frozen", "frozen"), ("moved", "2 %")]),
-        ("b20 … b29", [("frozen", "frozen"), ("moved", "3 %")]),
-        ("b30 … b39", [("frozen", "frozen"), ("moved", "4 %")]),
+        ("b0 … b9", [("frozen", "frozen"), ("moved", "1.0 %")]),
+        ("b10 … b19", [("frozen", "frozen"), ("moved", "2.0 %")]),
+        ("b20 … b29", [("frozen", "frozen"), ("moved", "3.0 %")]),
+        ("b30 … b39", [("frozen", "frozen"), ("moved", "4.0 %")]),
     ]
 
 

@@ -55,6 +55,55 @@ def test_unfinished_runs_show_what_there_is(make_bundle, status):
     assert ("no room left on the disk" in text) == (status == "failed")
 
 
+@pytest.fixture
+def fine_tuned(make_bundle):
+    """A bundle with the distances and rates that a run records."""
+    bundle = make_bundle()
+    result = json.loads((bundle / "result.json").read_text())
+    result["phases"][0] |= {"distance": {"layer4.0": 0.0, "layer4.1": 0.0}}
+    result["phases"][1] |= {"best_epoch": 4, "distance": {"layer4.0": 0.0126, "layer4.1": 0.217}}
+    (bundle / "result.json").write_text(json.dumps(result))
+    records = [json.loads(line) for line in (bundle / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        record["lr"] = {"layer4.0": 1e-5, "head": 1e-4} if record["phase_index"] else {"head": 1e-3}
+    (bundle / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return bundle
+
+
+def test_fine_tuning_shows_what_each_phase_changed(fine_tuned):
+    text = text_of(render(fine_tuned))
+    for part in (
+        "What each phase changed Learning rate , logarithmic layer4.0 head",
+        "Distance from the source after each phase: ‖w − source‖ / ‖source‖ of a group's parameters",
+        "group head fine-tune conv1 … layer3.1 frozen frozen layer4.0 frozen 1.3 % layer4.1 frozen 22 % "
+        "frozen: equal to the source to the bit.",
+        "A ring marks the epoch whose weights were kept for what came after.",
+        "kept the weights of epoch 4 of 6 source moved by up to 22 %, at layer4.1 frozen ✓ 7 tensors, none changed by a bit",
+        "took 8 epochs, 0.43 s, 52,310 images/s frozen ✓ 9 tensors, none changed by a bit",
+    ):
+        assert part in text, part
+    assert text.count("Learning rate") == 1
+
+
+def test_a_probe_changes_nothing_of_the_source(fine_tuned):
+    result = json.loads((fine_tuned / "result.json").read_text())
+    result["phases"] = result["phases"][:1]
+    (fine_tuned / "result.json").write_text(json.dumps(result))
+    text = text_of(render(fine_tuned))
+    assert "What each phase changed" not in text
+    assert "A ring marks" not in text
+    assert text.count("Learning rate") == 1  # beside the curves
+
+
+def test_a_phase_that_freezes_nothing_says_so(fine_tuned):
+    result = json.loads((fine_tuned / "result.json").read_text())
+    result["phases"][1] |= {"frozen_tensors": 0, "epochs": 1}
+    (fine_tuned / "result.json").write_text(json.dumps(result))
+    text = text_of(render(fine_tuned))
+    assert "frozen nothing: every tensor trains" in text
+    assert "took 1 epoch, 3 min 33 s, 74.2 images/s" in text
+
+
 def test_a_cut_line_of_metrics_is_passed_over(make_bundle):
     bundle = make_bundle()
     with (bundle / "metrics.jsonl").open("a") as file:

@@ -177,7 +177,7 @@ def test_a_method(model_map):
     assert phase_words.method(method()) == "l2sp"
     assert phase_words.method(method(options={"alpha": 0.1, "target": "starting_point"})) == "l2sp, alpha 0.1, target starting_point"
     assert phase_words.own_groups(method()) == phase_words.taps(method(), model_map) == phase_words.teacher(method()) == ""
-    assert phase_words.own_groups(method(tensors=OWN)) == "method.critic with 32.8 k parameters, method.scale with 1 parameters"
+    assert phase_words.own_groups(method(tensors=OWN)) == "method.critic with 32.8 k parameters, method.scale with 1 parameter"
     taps = {"layer3.1": "layer3.1", "last": "pooled"}
     assert phase_words.taps(method(taps=taps), model_map) == "layer3.1 256x14x14, last (the end of pooled) 512"
     assert phase_words.teacher(method(teacher=True)) == "a copy of the network that keeps the source's weights"

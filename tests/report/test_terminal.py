@@ -120,5 +120,5 @@ def test_a_result_says_what_each_phase_did_to_the_source(make_bundle):
     lines = [line.rstrip() for line in printed(show_result(result), 120).splitlines()]
     assert lines[-2:] == [
         "phase head: 9 frozen tensors, 0 changed",
-        "phase fine-tune: 7 frozen tensors, 0 changed; source moved by up to 3 % (layer4.1); best epoch 4 of 6",
+        "phase fine-tune: 7 frozen tensors, 0 changed; source moved by up to 3.0 % (layer4.1); best epoch 4 of 6",
     ]

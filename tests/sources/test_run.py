@@ -120,7 +120,7 @@ def test_a_bundle_of_a_bundle_is_built_as_the_first_was(bundle: Path) -> None:
         (lambda b: (b / "plan.json").write_text("{"), "{b}/plan.json is damaged: it is not a plan that xfer wrote", None),
         (lambda b: (b / "plan.json").write_text("[]"), "{b}/plan.json is damaged: it is not a plan that xfer wrote", None),
         (lambda b: (b / "plan.json").write_bytes(b"\xff\xfe\x00"), "{b}/plan.json is damaged: it is not a plan that xfer wrote", None),
-        (lambda b: (b / "plan.json").write_text('{"format": 99}'), "the bundle {b} was made by a newer xfer (plan format 99, this one reads 1)", None),  # noqa: E501
+        (lambda b: (b / "plan.json").write_text('{"format": 99}'), "the bundle {b} was made by a newer xfer (plan format 99, this one reads 2)", None),  # noqa: E501
         (lambda b: (b / "result.json").write_text("x"), "{b}/result.json is damaged: it is not JSON", None),
         (lambda b: (b / "model/weights.safetensors").unlink(), "the bundle {b} has no model/weights.safetensors: its model is not torch's, or was taken out", None),  # noqa: E501
         *(

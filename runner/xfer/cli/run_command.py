@@ -57,12 +57,14 @@ def command(
     bundle = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out)
     click.echo(f"bundle: {bundle.folder}", err=True)
     result: dict[str, Any] = {}
+    going = Run(bundle, reporter=terminal, stop=stop)
     try:
-        result = Run(bundle, reporter=terminal, stop=stop).execute()
+        result = going.execute()
     finally:
         terminal.done()
         if (bundle.folder / "result.json").exists():
-            render(bundle.folder)
+            target = getattr(going, "target", None)  # a run that ended before it opened its data has none
+            render(bundle.folder, dataset=target.dataset if target else None)
     if not quiet and not as_json:
         terminal.console.print(show_result(result))
         click.echo(f"report: {bundle.folder / 'report.html'}", err=True)

@@ -7,9 +7,9 @@ from typing import Any
 from xfer.compile.collector import Collector
 from xfer.compile.names import Names
 from xfer.compile.selectors import NoMatch, lower
-from xfer.methods.method import EVERYTHING, HEAD, NETWORK, OWN, Facts
+from xfer.methods.method import EVERYTHING, HEAD, NETWORK, Facts
 from xfer.plan.model_map import HEAD as HEAD_GROUP
-from xfer.plan.model_map import POOLED, Cut, ModelMap, Tensor
+from xfer.plan.model_map import OWN, POOLED, Cut, ModelMap, Tensor
 from xfer.plan.plan import HeadPlan, MethodPlan
 from xfer.recipe.schema import Recipe
 

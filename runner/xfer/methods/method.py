@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Protocol
 
 from xfer.ops.arrays import Array
 
-OWN = "method"  # own tensors are called method.<name>
 NETWORK, HEAD, EVERYTHING = "network", "head", "everything"  # what a step may update, beside an own group
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 PIXELS = "pixels"  # cut 0: decoded images, uint8, before the network's input normalisation
 POOLED = "pooled"  # the last cut: the vector that the network's own last classifying layer read
 HEAD = "head"  # the name of the new head's group
+OWN = "method"  # a method's own tensors are called method.<name>
 
 Layout = Literal["pixels", "chw", "hwc", "tokens", "vector"]
 

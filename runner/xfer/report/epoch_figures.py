@@ -116,7 +116,7 @@ def band_names(bands: Sequence[Band], widths: Sequence[float]) -> list[str]:
     """What is written above each band: its name, the start of it, its number, or nothing, as `widths` (in pixels) leave room.
 
     >>> band_names([Band("1: head", 0, 5), Band("2: last 2 stages", 5, 9), Band("3: all", 9, 10, 3)], [90.0, 70.0, 25.0])
-    ['1: head', '2: last 2…', '3']
+    ['1: head', '2: last 2 …', '3']
     """
     shown = []
     for band, width in zip(bands, widths, strict=True):
@@ -159,8 +159,9 @@ def _lines(rows: Sequence[Rates], bands: Sequence[Band], low: float, high: float
         frame.line(frame.left, height, frame.width - frame.right, height, "grid")
         frame.text(frame.left - 7, height + 4, rate(mark), anchor="end")
     _epochs(frame, bands[-1].end)
+    step = min(5.0, 12 / max(1, len(rows) - 1))
     for place, (row, depth) in enumerate(zip(rows, depths(len(rows)), strict=True)):
-        width = 2 + 1.8 * (len(rows) - 1 - place)  # groups with the same rate lie on one another: the ones below stick out
+        width = 2 + step * (len(rows) - 1 - place)  # groups with the same rate lie on one another: the ones below stick out
         for band in bands:
             points = [
                 (epoch, value)
@@ -195,8 +196,9 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def _strip(rows: Sequence[Rates], bands: Sequence[Band], low: float, high: float) -> Markup:
-    """A row for each rate, a cell for each stretch of epochs at the same one: what trained when, the darker the faster."""
-    cell = max(5.0, min(17.0, 400 / len(rows)))
+    """A row for each rate, a cell for each stretch of epochs at the same one: what trained when, the stronger the faster."""
+    cell = max(3.0, min(17.0, 400 / len(rows)))
+    gap = 1.0 if cell >= 8 else 0.0
     longest = max(len(row.name) for row in rows)
     left = min(160, 18 + int(CHARACTER * longest))
     frame = Frame((0.5, bands[-1].end + 0.5), (0, 1), size=(560, round(cell * len(rows)) + 60), margins=(26, 14, 34, left))
@@ -208,26 +210,31 @@ def _strip(rows: Sequence[Rates], bands: Sequence[Band], low: float, high: float
         if place % every == 0:
             frame.text(left - 7, height + cell / 2 + 4, shorten(row.name, int((left - 10) / CHARACTER)), anchor="end", title=row.name)
         for band in bands:
-            _stretches(frame, row, band, height, cell, low, high)
-    return frame.svg("learning rate of each group: the darker, the higher, on a logarithmic scale")
+            _stretches(frame, row, band, height, cell - gap, low, high)
+            before = rows[place - 1].values[band.start] if place else None
+            if cell >= 13 and row.values[band.start] != before:  # said once for neighbours that share it
+                _start(frame, row.values[band.start], band, height + cell / 2, low, high)
+    return frame.svg("learning rate of each group: the stronger the colour, the higher, on a logarithmic scale")
 
 
 def _stretches(frame: Frame, row: Rates, band: Band, height: float, cell: float, low: float, high: float) -> None:
-    first = True
     held = list(enumerate(row.values[band.start : band.end], band.start + 1))
     for depth, stretch in itertools.groupby(held, key=lambda pair: shade(pair[1], low, high)):
         part = list(stretch)
         if depth is None:
             continue
         x, end = frame.x(part[0][0] - 0.5), frame.x(part[-1][0] + 0.5)
-        values = [value for _, value in part if value is not None]
-        title = f"{row.name}, epoch {part[0][0]}{f' to {part[-1][0]}' if len(part) > 1 else ''}: {_between(values)}"
-        frame.rect(x, height, end - x, cell - 1, "shade", title=title, opacity=depth)
-        room = frame.x(band.end + 0.5) - x
-        if first and cell >= 13 and room > CHARACTER * len(rate(values[0])) + 8:
-            bright = "rate-text bright" if depth > 0.55 else "rate-text"
-            frame.text(x + 5, height + cell / 2 + 3.5, rate(values[0]), anchor="start", style=bright)
-        first = False
+        epochs = f"epoch {part[0][0]}" if len(part) == 1 else f"epochs {part[0][0]} to {part[-1][0]}"
+        title = f"{row.name}, {epochs}: {_between([value for _, value in part if value is not None])}"
+        frame.rect(x, height, end - x, cell, "shade", title=title, opacity=depth)
+
+
+def _start(frame: Frame, value: float | None, band: Band, middle: float, low: float, high: float) -> None:
+    """The rate that a phase begins with, written into its cells where there is room."""
+    depth, left = shade(value, low, high), frame.x(band.start + 0.5)
+    if value is None or depth is None or frame.x(band.end + 0.5) - left < CHARACTER * len(rate(value)) + 8:
+        return
+    frame.text(left + 5, middle + 3.5, rate(value), anchor="start", style="rate-text bright" if depth > 0.55 else "rate-text")
 
 
 def shade(value: float | None, low: float, high: float) -> float | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from xfer.methods.method import OWN
-from xfer.plan.model_map import HEAD, ModelMap
+from xfer.plan.model_map import HEAD, OWN, ModelMap
 from xfer.plan.plan import PhasePlan
 from xfer.report.numbers import rate
 

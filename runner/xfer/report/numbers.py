@@ -77,15 +77,17 @@ def seconds(value: float | None) -> str:
 def distance(value: float | None) -> str:
     """A relative distance, in percent with two digits.
 
-    >>> distance(0.2479), distance(0.00187), distance(1.304), distance(2e-7), distance(0.0), distance(None)
-    ('25 %', '0.19 %', '130 %', '< 0.001 %', '0 %', '–')
+    >>> distance(0.2479), distance(0.05), distance(0.00187), distance(1.304), distance(2e-7), distance(0.0), distance(None)
+    ('25 %', '5.0 %', '0.19 %', '130 %', '< 0.001 %', '0 %', '–')
     """
     if value is None or not math.isfinite(value):
         return DASH
     percent = 100 * value
-    if 0 < percent < 0.001:
+    if percent == 0:
+        return "0 %"
+    if percent < 0.001:
         return "< 0.001 %"
-    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:#.2g} %"
 
 
 def plural(n: int, one: str) -> str:

@@ -107,14 +107,18 @@ def stored(plan: Plan, phase: PhasePlan) -> str:
 
 
 def augmentation(chosen: AugmentPlan | None) -> str:
-    """The policy, what its crops show where that is not as usual, and from where its images come."""
+    """The policy, and from where its images come."""
     if chosen is None:
         return ""
-    crops = "" if _usual(chosen.scale) else f", crops of {_percent(chosen.scale)} of the frame"
     room = f"stored, {size(chosen.bytes)}" if chosen.mode == "stored" else f"streamed: {chosen.reason}"
     if chosen.views is None:
-        return f"{chosen.policy}{crops}: drawn anew in each epoch from canvases of {chosen.canvas} px, {room}"
-    return f"{chosen.policy}{crops}: {plural(chosen.views, 'view')} of each training image in turn, {room}"
+        return f"{policy(chosen)}: drawn anew in each epoch from canvases of {chosen.canvas} px, {room}"
+    return f"{policy(chosen)}: {plural(chosen.views, 'view')} of each training image in turn, {room}"
+
+
+def policy(chosen: AugmentPlan) -> str:
+    """Its name, and what its crops show where that is not as usual."""
+    return chosen.policy + ("" if _usual(chosen.scale) else f", crops of {_percent(chosen.scale)} of the frame")
 
 
 def _usual(scale: tuple[float, float]) -> bool:
@@ -140,7 +144,7 @@ def own_groups(plan: MethodPlan) -> str:
     sizes = dict.fromkeys(plan.groups, 0)
     for tensor in plan.tensors:
         sizes[own_group(tensor.name)] += tensor.size
-    return ", ".join(f"{name} with {parameters(n)} parameters" for name, n in sizes.items())
+    return ", ".join(f"{name} with {parameters(n)} parameter{'' if n == 1 else 's'}" for name, n in sizes.items())
 
 
 def taps(plan: MethodPlan, model: ModelMap) -> str:

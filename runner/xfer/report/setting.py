@@ -11,7 +11,7 @@ from xfer.report.bundle_files import BundleFiles
 from xfer.report.figures import time_bar
 from xfer.report.group_names import compressed, rates
 from xfer.report.moves import furthest
-from xfer.report.numbers import count, distance, parameters
+from xfer.report.numbers import count, distance, parameters, plural
 
 STATE_WORDS = {
     "finished": "finished",
@@ -58,25 +58,45 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
     seen = plan.source.preprocess
     resize = f"both sides to {seen.crop} px" if seen.stretch else f"shorter side to {seen.resize} px, centre crop {seen.crop} px"
     head = " → ".join(count(width) for width in (plan.head.inputs, *plan.head.hidden, plan.head.outputs))
+    library = f"{parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups"
     shown = [
-        (
-            "source model",
-            f"{plan.source.model} ({plan.model.library}), "
-            f"{parameters(plan.model.n_parameters)} parameters in {len(plan.model.groups)} groups",
-        ),
+        ("source model", f"{plan.source.model} ({plan.model.library}), {library}"),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {count(len(plan.data.classes))} classes"),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),
+        ("augmentation", _augmentation(plan)),
         ("method", phase_words.method(plan.method)),
         ("own groups", phase_words.own_groups(plan.method)),
         ("looks at", phase_words.taps(plan.method, plan.model)),
         ("teacher", phase_words.teacher(plan.method)),
         ("new head", f"{head} on {plan.head.at}" + (f", dropout {plan.head.dropout:g}" if plan.head.dropout else "")),
+        ("averaged weights", _average(plan)),
         ("never trained", compressed(plan.never_trained, plan.model) or "nothing: every group trains in some phase"),
         ("computed on", f"{plan.runtime.device}, {plan.runtime.precision}"),
         ("seed", f"{plan.seed}; splits {plan.data.split_seed}"),
     ]
     return [(label, text) for label, text in shown if text]
+
+
+def _augmentation(plan: Plan) -> str:
+    """Of the training images, the same in every phase; from where its images come is told with each phase."""
+    chosen = next((phase.augment for phase in plan.phases if phase.augment), None)
+    if chosen is None:
+        return ""
+    if chosen.views is None:
+        return f"{phase_words.policy(chosen)}, a new random view of each training image in every epoch"
+    return f"{phase_words.policy(chosen)}, {plural(chosen.views, 'fixed random view')} of each training image, taken in turn"
+
+
+def _average(plan: Plan) -> str:
+    """Where the moving average of the weights is what is validated and kept."""
+    averaged = [phase for phase in plan.phases if phase.optimizer.average]
+    if not averaged:
+        return ""
+    decays = ", ".join(dict.fromkeys(f"{phase.optimizer.average:g}" for phase in averaged))
+    many = "s" if len(averaged) > 1 else ""
+    where = "" if len(averaged) == len(plan.phases) else f" in phase{many} {', '.join(str(phase.index + 1) for phase in averaged)}"
+    return f"a moving average with decay {decays}{where} is what is validated and kept"
 
 
 def _list(values: tuple[float, ...]) -> str:
@@ -108,7 +128,7 @@ def _phase(name: str, record: Mapping[str, Any] | None) -> dict[str, Any]:
         "trainable_parameters": record.get("trainable_parameters"),
         "total_parameters": None,
         "input": f"{where.get('cut', '?')}, {where.get('mode', '?')}" if where else "",
-        **dict.fromkeys(("reason", "store", "augment", "rates", "optimizer", "state", "length", "norm", "statistics"), ""),
+        **dict.fromkeys(("reason", "augment", "rates", "optimizer", "state", "length", "norm", "statistics"), ""),
         "moved": _moved(record),
         "frozen_tensors": record.get("frozen_tensors"),
         "frozen_changed": record.get("frozen_changed"),
@@ -129,8 +149,7 @@ def _planned_phase(phase: PhasePlan, plan: Plan, record: Mapping[str, Any] | Non
         "trainable_parameters": phase.trainable_parameters,
         "total_parameters": plan.total_parameters,
         "input": f"{phase_words.start(phase.input)}, {phase.input.mode}",
-        "reason": phase.input.reason,
-        "store": phase_words.stored(plan, phase),
+        "reason": phase_words.stored(plan, phase) or phase.input.reason,
         "augment": phase_words.augmentation(phase.augment),
         "rates": rates(phase, plan.model),
         "optimizer": phase_words.optimizer(phase.optimizer),

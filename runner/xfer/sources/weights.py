@@ -16,7 +16,7 @@ import numpy as np
 
 from xfer import plugins
 from xfer.errors import WeightsError
-from xfer.plan.model_map import HEAD, ModelMap
+from xfer.plan.model_map import HEAD, OWN, ModelMap
 from xfer.plan.plan import SourcePlan
 from xfer.sources import arrays
 from xfer.sources.fitting import fit
@@ -42,7 +42,7 @@ def load(source: SourcePlan, *, model_map: ModelMap, order: Sequence[str] | None
     tensors = read_tensors(Path(weights.file))
     if weights.kind == "bundle":
         wanted = {tensor.name for group in model_map.groups for tensor in group.tensors}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not name.startswith(f"{HEAD}.")}
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not name.startswith((f"{HEAD}.", f"{OWN}."))}
         return fit(tensors, model_map=model_map, origin=weights.file)
     provider: Source = plugins.load(source.target)()
     return fit(

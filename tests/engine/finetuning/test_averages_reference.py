@@ -38,6 +38,14 @@ def test_normalisation_of_frozen_groups_is_frozen(compared, workbench):
     assert unchanged(found, source) == {name for name in source if name.startswith("one.")}
 
 
+def test_normalisation_of_a_frozen_group_above_a_trained_one_is_frozen(compared, workbench):
+    """Gradients pass through it, with its stored statistics; the frozen group has no share in layer_decay."""
+    phases = [{"train": ["one", "head"], "epochs": 2, "layer_decay": 0.5}]
+    found, _ = compared("normalised", phases, SGD, without=({"freeze.0.train": "all"}, {"freeze.0.layer_decay": 0.25}))
+    source = workbench.start("normalised")
+    assert unchanged(found, source) == {name for name in source if name.startswith("two.")}
+
+
 def test_norm_may_differ_between_phases(compared):
     phases = [{**ALL, "norm": "train"}, {**ALL, "norm": "frozen"}, {"train": ["two", "head"], "epochs": 1, "layer_decay": 0.5}]
     without = ({"freeze.1.norm": "train"}, {"freeze.2.norm": "frozen"})

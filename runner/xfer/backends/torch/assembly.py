@@ -14,9 +14,9 @@ from xfer.backends.backend import Device
 from xfer.backends.torch.head import Head, pool
 from xfer.backends.torch.modes import owners
 from xfer.backends.torch.segments import Segments
-from xfer.methods.method import OWN, Facts, Method
+from xfer.methods.method import Facts, Method
 from xfer.ops.initial import draw
-from xfer.plan.model_map import HEAD, PIXELS
+from xfer.plan.model_map import HEAD, OWN, PIXELS
 from xfer.plan.plan import Plan, own_group
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

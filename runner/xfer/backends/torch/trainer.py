@@ -16,8 +16,8 @@ from xfer.backends.torch.modes import trained_batch_norms, training_modes
 from xfer.backends.torch.optimizer import PhaseOptimizer
 from xfer.backends.torch.seen import Computed, Look
 from xfer.errors import DivergedError
-from xfer.methods.method import EVERYTHING, NETWORK, OWN, Step
-from xfer.plan.model_map import HEAD
+from xfer.methods.method import EVERYTHING, NETWORK, Step
+from xfer.plan.model_map import HEAD, OWN
 from xfer.plan.plan import PhasePlan
 
 SMALL_HEAD = 4_000_000  # parameters
