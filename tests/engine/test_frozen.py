@@ -181,9 +181,6 @@ class Source:
                         parameter.add_(torch.randn_like(parameter), alpha=0.02)
                 for module in network.modules():
                     if isinstance(module, nn.BatchNorm2d):
-                        module.momentum = None  # the batches' mean: statistics that don't fit would let gradients vanish on the way down
-                for module in network.modules():
-                    if isinstance(module, nn.BatchNorm2d):
                         module.momentum = 1.0  # statistics of one batch: with those that it starts with, gradients vanish
                 network.train()(torch.randn(BATCH, 3, SIDE, SIDE))
             torch.save(network.state_dict(), self.weights)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from xfer.backends.backend import Batch
+from xfer.backends.torch.backend import TorchBackend
 from xfer.backends.torch.seen import Computed, Look
 from xfer.compile.compiler import check
 from xfer.methods.l2sp import L2SP, penalty
@@ -106,9 +108,26 @@ def test_only_what_trains_is_counted():
 # whole runs
 
 L2 = {"type": "model", "method": "l2sp"}
-
-
 PLAIN = {"name": "sgd", "lr": 1e-2, "momentum": 0.0}
+
+
+def test_what_is_frozen_costs_nothing(place):
+    """In the real network: every tensor lies 0.1 beside the source, as if an earlier phase had moved it, and only one group trains."""
+    plan = place.plan(freeze=[{"train": ["features.12", "head"], "epochs": 1}], transfer={**L2, "alpha": 0.7, "beta": 0.03})
+    network, (phase,) = TorchBackend().build(plan), plan.phases
+    with torch.no_grad():
+        for name, tensor in network.named.items():
+            if name.startswith("features."):
+                tensor.add_(0.1)
+    network.begin_phase(phase, steps_per_epoch=1, class_weights=None)
+    pixels = np.random.default_rng(1).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+    rows = network.compute(pixels, start="pixels", end=phase.input.cut, pooled=phase.input.pooled)
+    logits = network.logits(rows, start=phase.input.cut, pooled=phase.input.pooled).astype(np.float64)
+    task = (np.log(np.exp(logits).sum(1)) - logits[np.arange(6), LABELS]).mean()
+    n_trained = sum(tensor.numel() for name, tensor in network.named.items() if name.startswith("features.12."))
+    head = np.concatenate([network.named[f"head.{name}"].detach().double().flatten().numpy() for name in HEAD])
+    record = network.train([Batch(np.arange(6), rows, LABELS)], epoch=0, first_step=0, scale=1.0)
+    assert record.losses[0] == pytest.approx(task + 0.7 / 2 * n_trained * 0.1**2 + 0.03 / 2 * (head @ head), rel=1e-5)
 
 
 def test_a_strong_pull_keeps_the_network_near_the_source(place, distance_of):
