@@ -56,7 +56,7 @@ class Place:
             "transfer": {"type": "model"},
             "freeze": [{"train": "all", "epochs": 1}],
             "optimizer": {"name": "sgd", "lr": 1e-2},
-            "runtime": {"cache": str(self.folder / "cache"), "precision": "float32", "device": "cpu"},
+            "runtime": {"precision": "float32", "device": "cpu"},
         }  # fmt: skip
         for key, value in sections.items():
             content[key] = {**content[key], **value} if isinstance(value, dict) and isinstance(content.get(key), dict) else value

@@ -58,6 +58,11 @@ def formula(weights, start, heads, alpha, beta):
     return total
 
 
+def chances(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.1, 0.01), (1.0, 0.0), (0.0, 1.0), (7.0, 3.0)])
 def test_the_penalty_is_the_formula(alpha, beta):
     seen, _, _ = look()
@@ -85,8 +90,7 @@ def test_its_gradient_is_that_of_the_formula(alpha, beta):
 def test_the_loss_is_cross_entropy_with_the_penalty():
     seen, _, _ = look()
     logits = FEATURES @ HEADS["output.weight"].T + HEADS["output.bias"]
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = -np.log(chances[np.arange(6), LABELS]).mean() + formula(WEIGHTS, START, HEADS, 0.1, 0.01)
+    expected = -np.log(chances(logits)[np.arange(6), LABELS]).mean() + formula(WEIGHTS, START, HEADS, 0.1, 0.01)
     assert L2SP().loss(seen).item() == pytest.approx(expected, rel=1e-12)  # the paper's values are the defaults
 
 
@@ -112,22 +116,22 @@ PLAIN = {"name": "sgd", "lr": 1e-2, "momentum": 0.0}
 
 
 def test_what_is_frozen_costs_nothing(place):
-    """In the real network: every tensor lies 0.1 beside the source, as if an earlier phase had moved it, and only one group trains."""
+    """In the real network: every tensor lies 0.001 beside the source, as if an earlier phase had moved it, and only one group trains."""
     plan = place.plan(freeze=[{"train": ["features.12", "head"], "epochs": 1}], transfer={**L2, "alpha": 0.7, "beta": 0.03})
     network, (phase,) = TorchBackend().build(plan), plan.phases
     with torch.no_grad():
         for name, tensor in network.named.items():
             if name.startswith("features."):
-                tensor.add_(0.1)
+                tensor.add_(1e-3)
     network.begin_phase(phase, steps_per_epoch=1, class_weights=None)
     pixels = np.random.default_rng(1).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
     rows = network.compute(pixels, start="pixels", end=phase.input.cut, pooled=phase.input.pooled)
     logits = network.logits(rows, start=phase.input.cut, pooled=phase.input.pooled).astype(np.float64)
-    task = (np.log(np.exp(logits).sum(1)) - logits[np.arange(6), LABELS]).mean()
+    task = -np.log(chances(logits)[np.arange(6), LABELS]).mean()
     n_trained = sum(tensor.numel() for name, tensor in network.named.items() if name.startswith("features.12."))
     head = np.concatenate([network.named[f"head.{name}"].detach().double().flatten().numpy() for name in HEAD])
     record = network.train([Batch(np.arange(6), rows, LABELS)], epoch=0, first_step=0, scale=1.0)
-    assert record.losses[0] == pytest.approx(task + 0.7 / 2 * n_trained * 0.1**2 + 0.03 / 2 * (head @ head), rel=1e-5)
+    assert record.losses[0] == pytest.approx(task + 0.7 / 2 * n_trained * 1e-6 + 0.03 / 2 * (head @ head), rel=1e-5)
 
 
 def test_a_strong_pull_keeps_the_network_near_the_source(place, distance_of):

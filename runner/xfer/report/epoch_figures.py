@@ -13,7 +13,6 @@ from xfer.report.figures import Frame, shorten, ticks
 from xfer.report.numbers import rate
 
 CHARACTER = 6.2  # pixels of a small letter
-FEWEST_LETTERS = 8  # a phase's name in less room is only its number
 MOST_DOTS = 60  # points of a line that are marked
 MOST_LINES = 6  # more rates than these are drawn as a strip
 SHADES = 24  # of a strip: epochs with the same one are one cell
@@ -113,18 +112,16 @@ def _bands(frame: Frame, bands: Sequence[Band]) -> None:
 
 
 def band_names(bands: Sequence[Band], widths: Sequence[float]) -> list[str]:
-    """What is written above each band: its name, the start of it, its number, or nothing, as `widths` (in pixels) leave room.
+    """What is written above each band: its name, its number, or nothing, as `widths` (in pixels) leave room.
 
-    >>> band_names([Band("1: head", 0, 5), Band("2: last 2 stages", 5, 9), Band("3: all", 9, 10, 3)], [90.0, 70.0, 25.0])
-    ['1: head', '2: last 2 …', '3']
+    >>> band_names([Band("1: head", 0, 5), Band("2: last 2 stages", 5, 9, 2), Band("3: all", 9, 10, 3)], [90.0, 70.0, 8.0])
+    ['1: head', '2', '']
     """
     shown = []
     for band, width in zip(bands, widths, strict=True):
-        room = int(width / CHARACTER)
-        if len(band.name) <= room or room >= FEWEST_LETTERS:
-            shown.append(shorten(band.name, room))
-        else:
-            shown.append(str(band.number) if room >= len(str(band.number)) else "")
+        room = int((width - 4) / CHARACTER)
+        fits = (text for text in (band.name, str(band.number)) if len(text) <= room)
+        shown.append(next(fits, ""))
     return shown
 
 
@@ -234,7 +231,7 @@ def _start(frame: Frame, value: float | None, band: Band, middle: float, low: fl
     depth, left = shade(value, low, high), frame.x(band.start + 0.5)
     if value is None or depth is None or frame.x(band.end + 0.5) - left < CHARACTER * len(rate(value)) + 8:
         return
-    frame.text(left + 5, middle + 3.5, rate(value), anchor="start", style="rate-text bright" if depth > 0.55 else "rate-text")
+    frame.text(left + 5, middle + 3.5, rate(value), anchor="start", style="rate-text bright" if depth > 0.75 else "rate-text")
 
 
 def shade(value: float | None, low: float, high: float) -> float | None:
