@@ -113,6 +113,13 @@ def test_many_rates_are_a_strip_of_what_trained_when(n_rows):
     assert len([text for text in ElementTree.fromstring(str(svg)).iter("text") if (text.text or "").startswith(("block", "head"))]) <= 70
 
 
+def test_a_strip_writes_a_rate_once_for_the_neighbours_that_share_it():
+    bands = [Band("1: head", 0, 4), Band("2: all", 4, 8, 2)]
+    slow = [Rates(f"block{row}", [None] * 4 + [1e-3 if row < 4 else 2e-3] + [1e-4 * (row + 1)] * 3) for row in range(8)]
+    svg = epoch_figures.learning_rates([*slow, Rates("head", [1e-2] * 8)], bands)
+    assert [node.text for node in elements(svg, "text", "rate-text")] == ["0.001", "0.002", "0.01", "0.01"]
+
+
 def test_names_are_escaped_everywhere():
     bands = [Band(HOSTILE, 0, 2, best=1)]
     drawn = [
