@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from xfer import plugins
+
 # Benchmarks run as scripts, a process for each; their tests lie beside them.
 collect_ignore_glob = ["benchmarks/[!t]*.py"]
 
@@ -33,3 +35,9 @@ def own_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local plugin files that one test loads are unknown to the next."""
+    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})

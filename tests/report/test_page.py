@@ -8,6 +8,8 @@ import re
 import pytest
 
 from xfer.errors import BundleError
+from xfer.plan.plan import Plan
+from xfer.report import moves
 from xfer.report.page import render
 
 
@@ -102,6 +104,29 @@ def test_a_phase_that_freezes_nothing_says_so(fine_tuned):
     text = text_of(render(fine_tuned))
     assert "frozen nothing: every tensor trains" in text
     assert "took 1 epoch, 3 min 33 s, 74.2 images/s" in text
+
+
+def test_the_table_explains_what_it_shows(fine_tuned, monkeypatch):
+    monkeypatch.setattr(moves, "MOST_ROWS", 2)
+    plan, result = Plan.read(fine_tuned / "plan.json"), json.loads((fine_tuned / "result.json").read_text())
+    plan.model_copy(update={"phases": plan.phases[::-1]}).write(fine_tuned / "plan.json")
+    result["phases"].reverse()
+    result["phases"][1]["distance"] = result["phases"][0]["distance"]
+    (fine_tuned / "result.json").write_text(json.dumps(result))
+    text = text_of(render(fine_tuned))
+    assert "after each phase: ‖w − source‖ / ‖source‖ of each stage's group that lies furthest stage fine-tune head conv1" in text
+    assert "layer3.1 … layer4.0 1.3 % 1.3 % layer4.1 22 % 22 % frozen: equal to the source to the bit. Grey: frozen in this phase" in text
+    assert "Grey: frozen in this phase, as an earlier one left it. Where it is right" in text
+    result["phases"][0]["frozen_changed"] = None
+    (fine_tuned / "result.json").write_text(json.dumps(result))
+    assert "–: not recorded. Where it is right" in text_of(render(fine_tuned))
+
+
+def test_a_frozen_tensor_that_changed_is_an_alarm(fine_tuned):
+    result = json.loads((fine_tuned / "result.json").read_text())
+    result["phases"][1]["frozen_changed"] = 2
+    (fine_tuned / "result.json").write_text(json.dumps(result))
+    assert "frozen ✗ 2 of 7 tensors changed" in text_of(render(fine_tuned))
 
 
 def test_a_cut_line_of_metrics_is_passed_over(make_bundle):
