@@ -129,8 +129,11 @@ class Run:
         found = self.bundle.baselines()
         if found is None:
             made = fit_baselines(self.inputs(self.plan.baseline), self.target)
-            self.bundle.keep_baselines(asdict(made))
+            self.bundle.keep_baselines({**asdict(made), "bad": self.target.bad})
             return made
+        # A phase that draws from canvases reads no clean training image, so it would not hear of the unreadable ones again.
+        self.target.quarantine({int(row): reason for row, reason in found.get("bad", {}).items()}, self.bundle)
+        self._quarantined = True
         return Baselines(found["majority"], found["strength"], {int(row): guess for row, guess in found["guesses"].items()})
 
     def _phases(self) -> None:

@@ -122,7 +122,7 @@ class PhaseRunner:
         self._record(progress, train, seconds=seconds, images=progress.trained_images - images_before)
         progress.epoch, progress.step, progress.record = progress.epoch + 1, 0, {}
         ended = progress.epoch >= self.phase.max_epochs or self._stops(progress)
-        if not ended and (self.stop() or time.monotonic() - self._saved_at > self.every_seconds):
+        if not ended and (self.stop() or self._due()):
             self._save(progress)
             self._interrupt()
 
@@ -135,9 +135,12 @@ class PhaseRunner:
             progress.trained_images += len(rows)
             self._steps_since += 1
             self.reporter.advance(len(rows))
-            due = self._steps_since >= self.every_steps or time.monotonic() - self._saved_at > self.every_seconds
-            if due or self.stop():
+            if self._due() or self.stop():
                 return
+
+    def _due(self) -> bool:
+        """Whether the last checkpoint is as long ago as `runtime.checkpoint` says."""
+        return self._steps_since >= self.every_steps or time.monotonic() - self._saved_at > self.every_seconds
 
     def _record(self, progress: Progress, train: StepRecord, *, seconds: float, images: int) -> None:
         """One line of metrics per split, and what `until` and `plateau` make of it."""

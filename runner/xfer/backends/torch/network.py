@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,13 +30,14 @@ class TorchNetwork:
         self.parts = Assembly(plan, base, device)
         self.named = self.parts.named
         self.trainer: Trainer | None = None
+        self._threads = torch.get_num_threads()
 
     # frozen computation
 
     def compute(self, inputs: np.ndarray, *, start: str, end: str, pooled: bool) -> np.ndarray:
         parts = self.parts
         segment = parts.segments.between(start, end).eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), threads(self._threads):  # all of them, though a small head that trains on it takes one
             y = parts.through(parts.rows(inputs, start=start), segment)
             if pooled:
                 y = pool(y.float(), parts.plan.model.cut(end).layout)
@@ -113,7 +115,9 @@ class TorchNetwork:
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.named.items()}
-        save_file(tensors, folder / WEIGHTS_FILE)
+        temporary = folder / f".{WEIGHTS_FILE}.tmp"
+        save_file(tensors, temporary)
+        os.replace(temporary, folder / WEIGHTS_FILE)
 
 
 def digest(tensor: torch.Tensor) -> str:
