@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer import plugins
 from xfer.compile.compiler import check, compile_plan
 from xfer.errors import RecipeError
 from xfer.recipe.loader import read
@@ -32,7 +31,6 @@ PROVIDERS = "run, timm, torchvision"
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})  # what other tests loaded stays out
     generator = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from xfer import plugins
 from xfer.backends.backend import Batch
 from xfer.backends.torch.backend import TorchBackend
 from xfer.cli.main import run
@@ -421,18 +420,17 @@ xfer_plugins = {"methods": {"pulled": Pulled}}
 FEATURES_12 = [f"features.12.{part}.{kind}" for part in ("squeeze", "expand1x1", "expand3x3") for kind in ("weight", "bias")]
 
 
-def pulled(recipe, tmp_path, monkeypatch, *phases: dict[str, Any]) -> int:
+def pulled(recipe, tmp_path, *phases: dict[str, Any]) -> int:
     """The exit code of a run with that method; its bundle is tmp_path/bundle."""
-    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})
     (tmp_path / "pulled.py").write_text(PULLED)
     transfer = {"type": "model", "method": "pulled"}
     file = recipe("torchvision/squeezenet1_1", "none", list(phases), transfer=transfer, plugins=["./pulled.py"])
     return run(["run", str(file), "--out", str(tmp_path / "bundle"), "--quiet"])
 
 
-def test_a_method_that_changes_a_frozen_tensor_fails_the_run(recipe, tmp_path, monkeypatch, capsys):
+def test_a_method_that_changes_a_frozen_tensor_fails_the_run(recipe, tmp_path, capsys):
     last = {"train": ["features.12", "head"], "epochs": 1}
-    assert pulled(recipe, tmp_path, monkeypatch, last, {"train": "head", "epochs": 1}) == 1
+    assert pulled(recipe, tmp_path, last, {"train": "head", "epochs": 1}) == 1
     message = f"phase '2: head': {len(FEATURES_12)} frozen tensors changed, the first is {FEATURES_12[0]}"
     assert capsys.readouterr().err.splitlines()[-2:] == [
         f"error: {message}",
@@ -444,6 +442,6 @@ def test_a_method_that_changes_a_frozen_tensor_fails_the_run(recipe, tmp_path, m
     assert not (tmp_path / "bundle" / "model" / "weights.safetensors").exists()
 
 
-def test_the_same_method_passes_where_nothing_that_it_holds_is_frozen(recipe, tmp_path, monkeypatch):
+def test_the_same_method_passes_where_nothing_that_it_holds_is_frozen(recipe, tmp_path):
     last = {"train": ["features.12", "head"], "epochs": 1}
-    assert pulled(recipe, tmp_path, monkeypatch, last, last) == 0
+    assert pulled(recipe, tmp_path, last, last) == 0

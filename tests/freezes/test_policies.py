@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xfer import plugins
 from xfer.compile.compiler import check, compile_plan
 from xfer.errors import RecipeError
 from xfer.freezes.all import everything
@@ -128,7 +127,6 @@ def test_only_lp_ft_looks_at_the_rate(rate):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(10):

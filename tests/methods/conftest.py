@@ -13,7 +13,6 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from xfer import plugins
 from xfer.compile.compiler import compile_plan
 from xfer.engine.bundle import Bundle
 from xfer.engine.reporter import Silent
@@ -90,8 +89,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})  # what a test loads stays in it
+def place(tmp_path: Path, pictures: Path) -> Place:
     return Place(tmp_path, pictures)
 
 

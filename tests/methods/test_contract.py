@@ -18,7 +18,6 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from xfer import plugins
 from xfer.backends.backend import Batch
 from xfer.backends.torch.backend import TorchBackend
 from xfer.cli.main import run
@@ -74,7 +73,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Place:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_local", {group: {} for group in plugins.GROUPS})
     return Place(tmp_path)
 
 

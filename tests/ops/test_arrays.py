@@ -164,3 +164,9 @@ def test_arrays_of_one_kind_have_a_library_and_others_none():
     for wrong in ([1.0], "text", None):
         with pytest.raises(TypeError, match=f"^no array: builtins.{type(wrong).__name__}$"):
             arrays.library(wrong)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 20.0, 1000.0])
+def test_a_reversed_gradient_passes_on_the_same_bits(strength):
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=1000).astype(np.float32))
+    assert torch.equal(arrays.reverse_gradient(x, strength), x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from xfer.plan.model_map import PIXELS, POOLED, Cut, ModelMap
 from xfer.plan.plan import HeadPlan, InputPlan
 
@@ -28,7 +30,7 @@ def decide(
     pooled = first >= limit and head.layout != "vector" and below is None  # a tap there wants the map itself
     shape = (head.inputs,) if pooled else cut.shape
     dtype = "uint8" if cut.name == PIXELS else precision
-    n_bytes = images * count(shape) * BYTES[dtype]
+    n_bytes = images * math.prod(shape) * BYTES[dtype]
     prefix = [changed_by[group.name] for group in model.groups[: cut.groups_before] if group.name in changed_by]
     stored = n_bytes <= budget
     return InputPlan(
@@ -59,15 +61,7 @@ def budget_reason(n_bytes: int, budget: int) -> str:
 
 def row_bytes(place: InputPlan) -> int:
     """What one row takes in the store."""
-    return count(place.shape) * BYTES[place.dtype]
-
-
-def count(shape: tuple[int, ...]) -> int:
-    """How many numbers an array of this shape holds."""
-    total = 1
-    for n in shape:
-        total *= n
-    return total
+    return math.prod(place.shape) * BYTES[place.dtype]
 
 
 def size(n_bytes: float) -> str:

@@ -28,6 +28,10 @@ class Written:
     path: str
     phase: Phase
 
+    def at(self, key: str) -> str:
+        """Where a fault of one of its keys is placed: a policy's phases have no keys that a person wrote."""
+        return f"{self.path}.{key}" if self.path != POLICY else POLICY
+
 
 def written_phases(recipe: Recipe, *, method: Any, model: ModelMap | None, collector: Collector) -> list[Written]:
     """The phases as asked for. Without a model, a policy's options are checked and nothing is returned for it."""
@@ -63,8 +67,7 @@ def lower_train(written: Written, model: ModelMap, collector: Collector) -> tupl
     selectors = [written.phase.train] if isinstance(written.phase.train, str) else written.phase.train
     chosen: set[str] = set()
     for index, selector in enumerate(selectors):
-        path = f"{written.path}.train" + ("" if isinstance(written.phase.train, str) else f"[{index}]")
-        path = path if written.path != POLICY else POLICY
+        path = written.at("train" if isinstance(written.phase.train, str) else f"train[{index}]")
         try:
             chosen.update(lower(selector, model))
         except NoMatch as fault:
@@ -103,7 +106,7 @@ def check_norm(written: Written, train: tuple[str, ...], collector: Collector) -
     """Statistics can only be estimated anew where some train."""
     if not written.phase.reestimate_norm:
         return
-    path = f"{written.path}.reestimate_norm" if written.path != POLICY else POLICY
+    path = written.at("reestimate_norm")
     if written.phase.norm == "frozen":
         collector.add(path, "has nothing to estimate beside 'norm: frozen', which leaves the statistics as they are; leave one out")
     elif train and set(train) == {HEAD}:
@@ -131,7 +134,7 @@ def until_plan(written: Written) -> UntilPlan | None:
 
 
 def learning_rates(groups: tuple[str, ...], lr: float, layer_decay: float | None) -> dict[str, float]:
-    """Per group: layer-wise decay multiplies by `layer_decay` once for each trained group between it and the head."""
+    """Per group: layer-wise decay multiplies by `layer_decay` once for each trained group behind it, the head too."""
     decay = 1.0 if layer_decay is None else layer_decay
     return {name: lr * decay ** (len(groups) - 1 - index) for index, name in enumerate(groups)}
 
@@ -256,4 +259,4 @@ def check_schedule(trains: list[tuple[Written, tuple[str, ...]]], *, method: Any
         if source:
             shown = ", ".join(source[:3]) + (", …" if len(source) > 3 else "")
             text = f"a {type_} transfer keeps the source frozen, and this trains {shown}; write 'head', or transfer.type: model"
-            collector.add(f"{written.path}.train" if written.path != POLICY else POLICY, text)
+            collector.add(written.at("train"), text)

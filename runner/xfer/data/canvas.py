@@ -6,8 +6,6 @@ box that the frame takes travels as one more line below the pixels.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from xfer.data.augment import SCALE, augmented
@@ -60,24 +58,18 @@ def augment_rows(
     policy: str,
     side: int,
     interpolation: str,
-    pool: ThreadPoolExecutor | None,
     scale: tuple[float, float] = SCALE,
 ) -> np.ndarray:
     """Random views of a batch, uint8 [k, side, side, 3], new and writable.
 
     `canvases` are rows of the store, uint8 [k, S + 1, S, 3]; `uniforms` float32 [k, N_UNIFORMS], as `uniforms_of` draws them. Each
-    view is what `augmented` makes of its own canvas and numbers. With a pool its threads share the images: Pillow works
-    without the interpreter's lock. Raises as `augmented` does, ValueError where the two have not as many rows.
+    view is what `augmented` makes of its own canvas and numbers. Raises as `augmented` does, ValueError where the two have not as many
+    rows.
     """
     if len(canvases) != len(uniforms):
         raise ValueError(f"expected uniforms for {len(canvases)} images, not for {len(uniforms)}")
     views = np.empty((len(canvases), side, side, 3), np.uint8)
-
-    def put(number: int) -> None:
-        pixels, box = unpack(canvases[number])
+    for number, row in enumerate(canvases):
+        pixels, box = unpack(row)
         views[number] = augmented(pixels, box, uniforms[number], policy=policy, side=side, interpolation=interpolation, scale=scale)
-
-    # Consumed to the end either way: an error of a thread comes out with its result.
-    for _ in map(put, range(len(canvases))) if pool is None else pool.map(put, range(len(canvases))):
-        pass
     return views

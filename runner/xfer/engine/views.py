@@ -69,6 +69,5 @@ def augmented_rows(plan: Plan, augment: AugmentPlan, canvases: np.ndarray, rows:
         policy=augment.policy,
         side=preprocess.crop,
         interpolation=preprocess.interpolation,
-        pool=None,
         scale=augment.scale,
     )

@@ -75,7 +75,7 @@ class Seen(Activations, Protocol):
 
     @property
     def head(self) -> Mapping[str, Array]:
-        """The head's parameters."""
+        """The head's parameters, where they train in this phase."""
         ...
 
     @property

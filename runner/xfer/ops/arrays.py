@@ -149,7 +149,8 @@ def stop_gradient(x: Array) -> Array:
 
 def reverse_gradient(x: Array, strength: float) -> Array:
     """The same values; on the way back the gradient is multiplied by -strength (Ganin & Lempitsky 2015, equation 4)."""
-    return stop_gradient(x * (1.0 + strength)) - x * strength
+    same = stop_gradient(x)
+    return same - (x - same) * strength
 
 
 def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:

@@ -72,5 +72,5 @@ def batch_norms(network: nn.Module) -> Iterator[BATCH_NORM]:
 
 def trained_batch_norms(segments: Segments, owner: Mapping[str, str], trained: Collection[str]) -> list[BATCH_NORM]:
     """Those of trained groups."""
-    inside = [module for path, module in segments.network.named_modules() if owner.get(path) in trained]
-    return [module for module in inside if isinstance(module, BATCH_NORM) and module.track_running_stats]
+    inside = {module for path, module in segments.network.named_modules() if owner.get(path) in trained}
+    return [module for module in batch_norms(segments.network) if module in inside]

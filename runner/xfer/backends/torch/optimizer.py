@@ -18,7 +18,6 @@ class PhaseOptimizer:
         self, phase: PhasePlan, parameters: dict[str, torch.nn.Parameter], group_of: dict[str, str], *, steps_per_epoch: int
     ) -> None:
         self.plan = phase.optimizer
-        self.names = list(parameters)
         self.parameters = parameters
         self.steps = steps_per_epoch * phase.max_epochs
         self.warmup_steps = self.plan.warmup_epochs * steps_per_epoch

@@ -15,19 +15,21 @@ from xfer.backends.torch.hardware import threads
 from xfer.backends.torch.modes import trained_batch_norms, training_modes
 from xfer.backends.torch.optimizer import PhaseOptimizer
 from xfer.backends.torch.seen import Computed, Look
+from xfer.backends.torch.segments import Segments
 from xfer.errors import DivergedError
 from xfer.methods.method import EVERYTHING, NETWORK, Step
 from xfer.plan.model_map import HEAD, OWN
 from xfer.plan.plan import PhasePlan
 
 SMALL_HEAD = 4_000_000  # parameters
+Chain = list[tuple[tuple[str, ...], nn.Module]]  # modules in order, each with the taps at its end
 
 
 class Trainer:
     """Trains what the phase says; everything else in the network is as it was, to the bit."""
 
     def __init__(self, parts: Assembly, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        self.parts, self.phase, self.steps_per_epoch = parts, phase, steps_per_epoch
+        self.parts, self.phase = parts, phase
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).float().to(parts.device)
         self.steps = parts.method.steps()
         trainable = set(phase.trainable)
@@ -41,7 +43,9 @@ class Trainer:
         self.optimizer = PhaseOptimizer(phase, self.parameters, parts.group_of, steps_per_epoch=steps_per_epoch)
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=parts.compute_dtype == torch.float16)
         self.suffix = parts.suffix(phase.input.cut, pooled=phase.input.pooled)
-        self.chain = self._chain()
+        self.chain = self._chain(parts.segments)
+        self.teaching = [] if parts.teacher is None else [(taps, piece.eval()) for taps, piece in self._chain(parts.teacher)]
+        self.updated = [self._updated(step) for step in self.steps]
         self.tensors = self._tensors()
         self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
         self._momenta = [(module, module.momentum) for module in self._batch_norms()]
@@ -59,16 +63,14 @@ class Trainer:
     def _batch_norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
         return trained_batch_norms(self.parts.segments, self.parts.owner, self.phase.train) if self.phase.norm == "train" else []
 
-    def _chain(self) -> list[tuple[tuple[str, ...], nn.Module]]:
+    def _chain(self, segments: Segments) -> Chain:
         """The suffix in pieces: each module gives what lies at these taps."""
         plan, start = self.parts.plan, self.phase.input.cut
-        if not plan.method.taps:
-            return [((), self.suffix)]
         order = [cut.name for cut in plan.model.cuts]
         stops = sorted({start, *plan.method.taps.values(), plan.head.at}, key=order.index)
         at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
-        pieces: list[tuple[tuple[str, ...], nn.Module]] = [(at[start], nn.Identity())] if at[start] else []
-        return pieces + [(at[end], self.parts.segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
+        pieces: Chain = [(at[start], nn.Identity())] if at[start] else []
+        return pieces + [(at[end], segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
 
     def _tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         parts = self.parts
@@ -122,11 +124,10 @@ class Trainer:
 
     def _train_mode(self) -> None:
         parts, phase = self.parts, self.phase
-        statistics = parts.plan.method.rewrites_statistics
-        training_modes(parts.segments, self.suffix, parts.owner, phase.train, norm=phase.norm, statistics=statistics)
-        for _, piece in self.chain:
-            if piece is not self.suffix:
-                training_modes(parts.segments, piece, parts.owner, phase.train, norm=phase.norm, statistics=statistics)
+        pieces = nn.ModuleList(piece for _, piece in self.chain)
+        training_modes(
+            parts.segments, pieces, parts.owner, phase.train, norm=phase.norm, statistics=parts.plan.method.rewrites_statistics
+        )
 
     def _batch(self, batch: Batch, *, epoch: int, step: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, number of correct predictions) as the first of the method's steps sees them."""
@@ -134,11 +135,10 @@ class Trainer:
         x = self.parts.rows(batch.inputs, start=self.phase.input.cut)
         masks = self.parts.head.masks(batch.rows, phase=self.phase.index, epoch=epoch)
         first: tuple[torch.Tensor, torch.Tensor] | None = None
-        for number, each in enumerate(self.steps):
+        for number, (each, updated) in enumerate(zip(self.steps, self.updated, strict=True)):
             self._seed(step, number)
             look = self._look(x, labels, masks, step)
             loss = each.loss(look)
-            updated = self._updated(each)
             if updated is None or updated:  # nothing of what it names may train in this phase
                 self.scaler.scale(loss).backward(inputs=updated)
                 self.optimizer.step(step, scale=scale, scaler=self.scaler)
@@ -166,7 +166,7 @@ class Trainer:
             label_smoothing=self.phase.optimizer.label_smoothing,
         )
 
-    def _compute(self, x: torch.Tensor, chain: list[tuple[tuple[str, ...], nn.Module]], masks: list[torch.Tensor] | None) -> Computed:
+    def _compute(self, x: torch.Tensor, chain: Chain, masks: list[torch.Tensor] | None) -> Computed:
         taps = {}
         for names, module in chain:
             x = self.parts.through(x, module)
@@ -176,16 +176,9 @@ class Trainer:
 
     def _teach(self, x: torch.Tensor) -> Computed:
         """What the copy with the source's weights makes of the same rows."""
-        teacher, plan = self.parts.teacher, self.parts.plan
-        assert teacher is not None, f"method {plan.method.name} asks for a teacher and does not declare one"
-        order = [cut.name for cut in plan.model.cuts]
-        stops = sorted({self.phase.input.cut, *plan.method.taps.values(), plan.head.at}, key=order.index)
-        chain: list[tuple[tuple[str, ...], nn.Module]]
-        chain = [(names, module) for names, module in self.chain if isinstance(module, nn.Identity) and names]
-        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
-        chain += [(at[end], teacher.between(begin, end).eval()) for begin, end in zip(stops, stops[1:], strict=False)]
+        assert self.parts.teacher is not None, f"method {self.parts.plan.method.name} asks for a teacher and does not declare one"
         with torch.no_grad():
-            return self._compute(x, chain, None)
+            return self._compute(x, self.teaching, None)
 
     # after the last step
 
