@@ -80,7 +80,7 @@ class Inputs:
         if stop():
             raise InterruptedRun("stopped while features were extracted; what is in the store is kept")
         self.target.seen(rows)
-        return {row: reason for row, reason in self.store.bad().items() if row in set(rows.tolist())}
+        return done.bad
 
     def _scan(self, rows: np.ndarray, *, reporter: Reporter, stop: Stop) -> dict[int, str]:
         """Without a store, unreadable images must still be known before training: decode each once."""

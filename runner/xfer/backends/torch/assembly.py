@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class Assembly:
         self.group_of = {tensor.name: group.name for group in plan.model.groups for tensor in group.tensors}
         self.group_of.update(dict.fromkeys((tensor.name for tensor in plan.head.tensors), HEAD))
         self.group_of.update({tensor.name: own_group(tensor.name) for tensor in plan.method.tensors})
-        changing = [name for name in self.changing() if self.group_of[name] != HEAD and not name.startswith(f"{OWN}.")]
+        changing = [name for name in self.changing if self.group_of[name] != HEAD and not name.startswith(f"{OWN}.")]
         self.source = {name: self.named[name].detach().clone() for name in changing}
         self.teacher = Segments(copy.deepcopy(self.base).eval(), plan.model) if plan.method.teacher else None
 
@@ -69,6 +70,7 @@ class Assembly:
         named.update({f"{OWN}.{name}": parameter for name, parameter in self.own.items()})
         return named
 
+    @cached_property
     def changing(self) -> list[str]:
         """Names of the tensors that some phase may change."""
         frozen = [set(phase.frozen) for phase in self.plan.phases]

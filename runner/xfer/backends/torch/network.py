@@ -99,7 +99,7 @@ class TorchNetwork:
     # state
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return self.parts.arrays(self.parts.changing())
+        return self.parts.arrays(self.parts.changing)
 
     def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.parts.put(tensors)

@@ -81,7 +81,7 @@ class Trainer:
     def _averaged(self) -> dict[str, torch.Tensor]:
         """All that may change in this phase."""
         frozen = set(self.phase.frozen)
-        return {name: self.parts.named[name] for name in self.parts.changing() if name not in frozen}
+        return {name: self.parts.named[name] for name in self.parts.changing if name not in frozen}
 
     def _updated(self, step: Step) -> list[nn.Parameter] | None:
         """The parameters that a step updates; None for all."""
