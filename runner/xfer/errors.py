@@ -4,6 +4,7 @@
     ├── UsageError                 exit 2: the recipe, what it names, or the command line is wrong
     │   ├── RecipeError            one or more faults of a recipe, each with its place
     │   ├── DataError              the dataset can't be used as asked
+    │   │   └── AbsentDataError    its files are not there yet, and can be downloaded
     │   ├── WeightsError           weights are absent, don't fit, or are not safe to read
     │   ├── MissingExtraError      a framework that this recipe needs is not installed
     │   └── BundleError            a folder is not a bundle, or can't be resumed
@@ -89,6 +90,15 @@ class DataError(UsageError):
     def __init__(self, message: str, *, path: str = "target", hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.path = path
+
+
+class AbsentDataError(DataError):
+    """The dataset's files are not there yet, and can be downloaded: `announced` (a `xfer.data.announced.Announced`) says from where, and
+    what is known without them. `xfer check` and `xfer plan` go on with that, `xfer run` and `xfer fetch` download."""
+
+    def __init__(self, message: str, *, announced: Any = None, path: str = "target", hint: str | None = None) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.announced = announced
 
 
 class WeightsError(UsageError):

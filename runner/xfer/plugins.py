@@ -60,6 +60,11 @@ def find(group: str, name: str) -> Plugin:
     raise UsageError(f"no {group[:-1]} is called '{name}'; there are {', '.join(plugins) or 'none'}", hint=guess)
 
 
+def provide(group: str, name: str, target: str) -> None:
+    """Let a name mean `module:attribute` in this process alone, as a local plugin's does."""
+    _local[group][name] = Plugin(group, name, target)
+
+
 def load(target: str) -> Any:
     """The object behind `module:attribute`."""
     module, _, attribute = target.partition(":")
@@ -76,11 +81,22 @@ def options(target: str | Callable[..., Any], *, leave_out: Iterable[str] = ()) 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that a person most likely meant, or None.
 
-    >>> nearest("trian", ["train", "epochs"])
-    'train'
+    >>> nearest("trian", ["train", "epochs"]), nearest("vgg16", ["VGG16", "VGG19"])
+    ('train', 'VGG16')
     """
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    names = list(candidates)
+    found = [candidate for candidate in names if candidate.casefold() == name.casefold()]
+    found = found or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def stem(module: str) -> str:
+    """The name of the file that a local plugin's module was made from.
+
+    >>> stem("xfer_local_0a1b2c3d4e5f_my_layers")
+    'my_layers'
+    """
+    return module.split("_", 3)[3]
 
 
 def load_local(source: str, *, stem: str) -> str:

@@ -62,19 +62,49 @@ def test_ci_ends_as_its_commands_do(checkout, tools, lint, test, code, ran):
     assert (done.returncode, done.stdout.split()) == (code, ran.split())
 
 
+def test_each_framework_is_installed_once_beside_the_other(checkout, tools):
+    """With a pip that only writes down what it is asked for."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    asked = checkout / "asked"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    program(checkout / ".venv" / "bin" / "python", f"#!/bin/sh\nfor last; do :; done\necho \"$2 $last\" >> {asked}\n")
+    program(checkout / ".venv" / "bin" / "xfer", f'#!/bin/sh\necho "xfer $*" >> {asked}\n')
+    program(tools / "python3", "#!/bin/sh\nexit 0\n")
+
+    def after(target: str) -> list[str]:
+        asked.write_text("")
+        done = subprocess.run([make, target], capture_output=True, text=True, check=False, cwd=checkout, env={"PATH": str(tools)})
+        assert done.returncode == 0, done.stderr
+        return asked.read_text().splitlines()
+
+    assets = "pip requirements/assets.txt"
+    assert after("quickstart") == ["pip .[torch]", assets, "xfer run recipes/quickstart.yaml"]
+    assert after("quickstart-keras") == ["pip .[tensorflow]", "xfer run recipes/textile_mobilenet.yaml"]
+    assert after("quickstart") == ["xfer run recipes/quickstart.yaml"]
+    assert after("test")[:1] == ["pip .[torch,tensorflow,test]"]
+    for target in ("quickstart-keras", "test", "install"):
+        assert [line for line in after(target) if line.startswith("pip")] == []
+    (checkout / "constraints.txt").write_text("# other releases\n")
+    assert after("quickstart-keras")[0] == "pip .[tensorflow]"
+    assert after("quickstart")[0] == "pip .[torch]"
+
+
 def test_the_assets_are_pinned_with_hashes(repository):
     lines = (repository / "requirements" / "assets.txt").read_text().replace("\\\n", " ").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
-    assert len(packages) == 3
+    assert len(packages) == 4
     assert [line for line in packages if not re.fullmatch(r"[\w-]+==[\d.]+(\s+--hash=sha256:[0-9a-f]{64})+", line)] == []
 
 
 def test_every_dependency_is_pinned(repository):
-    """Of what pyproject.toml installs for a user of PyTorch and for the tests, constraints.txt names the release."""
+    """Of what pyproject.toml installs for a user of either framework and for the tests, constraints.txt names the release."""
     import tomllib
 
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["torch"], *project["optional-dependencies"]["test"]]
+    extras = [requirement for extra in ("torch", "tensorflow", "test") for requirement in project["optional-dependencies"][extra]]
+    wanted = [*project["dependencies"], *extras]
     names = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in wanted}
     lines = (repository / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if line and not line.startswith("#")}

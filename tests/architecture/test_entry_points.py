@@ -9,7 +9,7 @@ import pytest
 
 from xfer import plugins
 
-COUNTS = {"sources": 3, "datasets": 5, "methods": 3, "freezes": 5, "backends": 1}
+COUNTS = {"sources": 6, "datasets": 6, "methods": 3, "freezes": 5, "backends": 2}
 OURS = "xfer-runner"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ CLASSES = [
 FAULT = errors.Fault("r.yaml", 14, 3, "freeze[0].trian", "unknown key", "train")
 SAMPLES = {
     str: "a word",
+    Any: ("anything", 1),
     str | None: "a word",
     tuple[str, ...]: ("conv1.weight", "bn1.running_mean"),
     tuple[errors.Fault, ...]: (FAULT, FAULT),
@@ -53,7 +55,7 @@ def test_the_tree_is_drawn_in_full():
 
 
 def test_there_are_as_many_as_we_think():
-    assert len(CLASSES) == 12
+    assert len(CLASSES) == 13
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

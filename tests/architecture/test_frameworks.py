@@ -54,6 +54,7 @@ def loaded_by(code: str) -> set[str]:
         "from xfer import plugins; [plugins.registered(group) for group in plugins.GROUPS]",
         "import xfer.cli.main\nassert xfer.cli.main.run(['--help']) == 0",
         "import xfer.cli.main\nassert xfer.cli.main.run(['check', '--shallow', 'recipes/quickstart.yaml']) == 0",
+        "import xfer.cli.main\nassert xfer.cli.main.run(['check', '--shallow', 'recipes/cifar_mobilenet.yaml']) == 0",
     ],
 )
 def test_importing_loads_no_framework(code, repository, monkeypatch):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from xfer import plugins
 from xfer.cli.main import run
+from xfer.sources import keras_library
 
 SIDE = 32
 SMALL = {"model": "torchvision/squeezenet1_1", "weights": "none"}
@@ -83,7 +84,7 @@ def table(recipe, folder, tmp_path, **_) -> dict[str, Any]:
     return target(recipe, dataset="table", path=str(tmp_path / "pictures.csv"))
 
 
-def cifar(recipe, pictures, tmp_path, **_) -> dict[str, Any]:
+def cifar(recipe, pictures, tmp_path, *, dataset: str, **_) -> dict[str, Any]:
     """The pictures in the format of the CIFAR-10 archive."""
     root = tmp_path / "cifar-10-batches-py"
     root.mkdir()
@@ -91,11 +92,26 @@ def cifar(recipe, pictures, tmp_path, **_) -> dict[str, Any]:
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
         (root / name).write_bytes(pickle.dumps({b"data": rows, b"labels": [index % 2 for index in range(24)]}))
     (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"dark", b"bright"]}))
-    return target(recipe, dataset="torchvision/CIFAR10", path=str(tmp_path))
+    return target(recipe, dataset=dataset, path=str(tmp_path))
 
 
 def earlier_run(recipe, finished, **_) -> dict[str, Any]:
     return {**recipe, "source": {"model": f"run:{finished(recipe, 'earlier')}"}}
+
+
+def keras_model() -> Any:
+    keras = keras_library.keras()
+    return keras.Sequential([keras.Input((SIDE, SIDE, 3)), keras.layers.Conv2D(4, 3, strides=2), keras.layers.BatchNormalization()])
+
+
+def keras_file(recipe, tmp_path, **_) -> dict[str, Any]:
+    keras_model().save(tmp_path / "model.keras")
+    return {**recipe, "source": {"model": f"file:{tmp_path / 'model.keras'}"}}
+
+
+def saved_model(recipe, tmp_path, **_) -> dict[str, Any]:
+    keras_model().export(tmp_path / "saved", verbose=False)
+    return {**recipe, "source": {"model": f"savedmodel:{tmp_path / 'saved'}", "trust": True}}
 
 
 def model(recipe, **transfer) -> dict[str, Any]:
@@ -113,11 +129,15 @@ PHASES = {
 SETTINGS: dict[tuple[str, str], Callable[..., dict[str, Any]]] = {
     ("sources", "torchvision"): lambda recipe, **_: recipe,
     ("sources", "timm"): lambda recipe, **_: {**recipe, "source": {"model": "timm/mobilenetv3_small_050", "weights": "none"}},
+    ("sources", "keras"): lambda recipe, **_: {**recipe, "source": {"model": "keras/MobileNetV3Small", "weights": "none"}},
+    ("sources", "file"): keras_file,
+    ("sources", "savedmodel"): saved_model,
     ("sources", "run"): earlier_run,
     ("datasets", "folder"): lambda recipe, **_: recipe,
     ("datasets", "arrays"): arrays,
     ("datasets", "table"): table,
-    ("datasets", "torchvision"): cifar,
+    ("datasets", "torchvision"): lambda **given: cifar(dataset="torchvision/CIFAR10", **given),
+    ("datasets", "keras"): lambda **given: cifar(dataset="keras/cifar10", **given),
     ("datasets", "sklearn"): lambda recipe, **_: target(recipe, dataset="sklearn/digits"),
     ("methods", "probe"): lambda recipe, **_: {**recipe, "transfer": {"type": "feature", "method": "probe"}},
     ("methods", "finetune"): lambda recipe, **_: model({**recipe, "freeze": [{"train": "last 1 stages"}, {"train": "all", "epochs": 1}]}),
@@ -128,6 +148,7 @@ SETTINGS: dict[tuple[str, str], Callable[..., dict[str, Any]]] = {
     ("freezes", "gradual"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "gradual", "every": 1, "epochs": 3}}),
     ("freezes", "lp_ft"): lambda recipe, **_: model({**recipe, "freeze": {"policy": "lp_ft", "probe_epochs": 2, "epochs": 1}}),
     ("backends", "torch"): lambda recipe, **_: recipe,
+    ("backends", "tensorflow"): keras_file,
 }
 
 

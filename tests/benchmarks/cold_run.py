@@ -68,7 +68,9 @@ def one_phase(work: Path, model: str, target: dict[str, Any], *, transfer: str, 
     }
 
 
-def run_cold(work: Path, recipe: dict[str, Any], *, precision: str, watch_memory: bool = False) -> Run:
+def run_cold(
+    work: Path, recipe: dict[str, Any], *, precision: str, watch_memory: bool = False, environment: dict[str, str] | None = None
+) -> Run:
     """Run it with an empty cache, which is removed afterwards."""
     file = work / f"{recipe['name']}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -76,7 +78,7 @@ def run_cold(work: Path, recipe: dict[str, Any], *, precision: str, watch_memory
     for folder in (cache, bundle):
         shutil.rmtree(folder, ignore_errors=True)
     command = xfer("run", str(file), f"runtime.precision={precision}", f"runtime.cache={cache}", "--out", str(bundle))
-    done = run(command, watch_memory=watch_memory)
+    done = run(command, watch_memory=watch_memory, environment=environment)
     made = Path(done.last_line)
     result = json.loads((made / "result.json").read_text())
     stored_bytes = sum(file.stat().st_size for file in (cache / "features").rglob("*") if file.is_file())

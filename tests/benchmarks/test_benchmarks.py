@@ -127,6 +127,81 @@ def test_the_plain_loops_train_what_they_say(material, process, measured_loop, t
         assert made.losses[2] < made.losses[0]
 
 
+@pytest.fixture
+def keras_material(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import keras_material as module
+
+    return module
+
+
+@pytest.fixture
+def bench_keras(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import bench_keras as module
+
+    return module
+
+
+def test_small_images_in_the_archive_of_cifar(keras_material, monkeypatch, tmp_path):
+    """Read by xfer; of each photograph several patches, each another; the ten classes of like number; the same whenever they are made."""
+    import numpy as np
+
+    from xfer.data.cifar import CIFAR10, read_cifar
+
+    few = list(keras_material.textile(100))
+    monkeypatch.setattr(keras_material, "textile", lambda n_images: few)
+    folder = tmp_path / CIFAR10.folder
+    keras_material.write_archive(folder, 310, n_test=31)
+    found = read_cifar(folder, CIFAR10)
+    images, labels = found.train
+    assert (images.shape, found.test[0].shape) == ((310, 32, 32, 3), (31, 32, 32, 3))
+    assert found.classes == tuple(keras_material.CLASSES)
+    assert len(np.unique(images.reshape(310, -1), axis=0)) == 310
+    assert np.bincount(labels).tolist() == [31] * 10
+    assert set(found.test[1].tolist()) == set(range(10))
+    assert images.std(axis=(1, 2, 3)).mean() > 5  # not flat
+    again, labels_again = keras_material.patches(341)
+    assert np.array_equal(again[:310], images)
+    assert np.array_equal(labels_again[:310], labels)
+
+
+def test_the_weights_are_as_keras_publishes_them(keras_material, tmp_path):
+    """A group for each of the layers with weights, in the network's order, its tensors by the names of old and in their order."""
+    import h5py
+
+    keras_material.write_weights(tmp_path / "models" / "no_top.h5")
+    with h5py.File(tmp_path / "models" / "no_top.h5") as file:
+        layers = [name.decode() for name in file.attrs["layer_names"]]
+        tensors = {layer: [name.decode() for name in file[layer].attrs["weight_names"]] for layer in layers}
+        shapes = {name: file[layer][name].shape for layer, names in tensors.items() for name in names}
+    assert (len(layers), len(shapes), layers[0], layers[-1]) == (104, 260, "Conv1", "Conv_1_bn")
+    norm = [f"bn_Conv1/{name}:0" for name in ("gamma", "beta", "moving_mean", "moving_variance")]
+    assert tensors["bn_Conv1"] == norm
+    assert shapes["block_3_depthwise/depthwise_kernel:0"] == (3, 3, 144, 1)
+    assert shapes["Conv_1/kernel:0"] == (1, 1, 320, 1280)
+
+
+def test_a_shrunken_run_says_so(bench_keras):
+    assert bench_keras.fewer(10_000) == []
+    assert bench_keras.fewer(500) == ["shrunk: 500 images, and the targets were set for 10000: starting up weighs more here"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["plain_keras.py", "plain_keras_careful.py", "plain_keras_finetune.py"])
+@pytest.mark.parametrize("side", [32, 96])
+def test_the_keras_scripts_train_what_they_say(keras_material, process, measured_loop, tmp_path, script, side):
+    """The head alone, or all of MobileNetV2 too: 2,223,872 parameters without its classifier and without statistics."""
+    home = keras_material.keras_home(tmp_path, 64)
+    command = process.python(script, str(keras_material.archive(home)), str(side), "2")
+    made = measured_loop.Loop.plain(process.run(command, environment={"KERAS_HOME": str(home)}))
+    head = 1280 * 1024 + 1024 + 1024 * 10 + 10
+    assert made.trainable_parameters == head + (2_223_872 if script == "plain_keras_finetune.py" else 0)
+    assert len(made.seconds) == len(made.losses) == 2
+    assert sum(made.seconds) < made.process_seconds
+    assert made.losses[1] < made.losses[0]
+
+
 @pytest.mark.slow
 def test_all_of_them_on_a_few_images(tmp_path):
     command = [sys.executable, str(HERE / "run.py"), "--images", "60", "--only", "resnet18", "--repeats", "1", "--work", str(tmp_path)]
@@ -156,3 +231,9 @@ def test_all_of_them_on_a_few_images(tmp_path):
     assert (last["input"]["mode"], last["input"]["shape"]) == ("stored", [256, 14, 14])
     assert set(found["finetune-memory"]["store_bytes"].values()) == {19 * 64 * 56 * 56 * 4, 78 * 64 * 56 * 56 * 4}
     assert set(found["startup"]) == {"python -c pass", "xfer --help", "xfer check --shallow", "xfer check, model seen before"}
+    frozen = found["keras-probe"]["32"]
+    assert set(frozen["seconds"]) == {"classic", "careful", "xfer"}
+    assert frozen["against_xfer"]["classic"] > 0
+    assert set(found["keras-finetune"]["ratios"]) == {"all_epochs", "later_epochs", "process"}
+    assert all(found["keras-extraction"][side]["ratio"] > 0 for side in ("32", "96"))
+    assert "shrunk: 60 images, and the targets were set for 10000" in done.stdout

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +63,15 @@ def test_json_is_the_map(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("timm/qqqqqqqq", "error: timm has no model 'qqqqqqqq'\n  xfer list models shows all of them\n"),
         ("resnet18", "error: 'resnet18' is no model: write PROVIDER/NAME, as in torchvision/resnet18\n"),
-        ("torchvison/resnet18", "error: no source is called 'torchvison'; there are run, timm, torchvision\n  torchvision\n"),
+        (
+            "torchvison/resnet18",
+            "error: no source is called 'torchvison'; there are file, keras, run, savedmodel, timm, torchvision\n  torchvision\n",
+        ),
+        (
+            "savedmodel:model",
+            "error: savedmodel:model is not loaded: a SavedModel is a program, which may read and write files\n  add --trust\n",
+        ),
+        ("file:/absent/model.keras", "error: no file or folder /absent/model.keras; the part of it that exists is /\n"),
     ],
 )
 def test_what_there_is_not(model: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,3 +86,17 @@ def test_an_image_size_that_the_weights_do_not_fit(capsys: pytest.CaptureFixture
         "error: torchvision/vit_b_16 can't take images of 96 pixels a side: Wrong image height! Expected 224 but got 96!\n"
         "  leave target.image_size out, or set it to 224, the size that the network was made for\n"
     )
+
+
+def test_a_model_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from xfer.sources import keras_library
+
+    keras = keras_library.keras()
+    file = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3, name="conv")]).save(file)
+    assert run(["layers", f"file:{file}"]) == 0
+    assert lines(capsys.readouterr().out)[1:4] == [
+        "                           16 x 16 x 3  pixels",
+        "stage0  conv          112  4  pooled",
+        f"file:{file} (keras {metadata.version('keras')}) at 16 pixels: 1 groups, 1 stages, 2 cuts, 112 parameters",
+    ]

@@ -25,7 +25,7 @@ freeze:
 runtime:
   cache: cache
 """
-PROVIDERS = "run, timm, torchvision"
+PROVIDERS = "file, keras, run, savedmodel, timm, torchvision"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ CASES = {
     "unknown dataset": (
         ("dataset: folder", "dataset: foldr"),
         [
-            "r.yaml:5:3: target.dataset: no dataset is called 'foldr'; there are arrays, folder, sklearn, table, torchvision; "
+            "r.yaml:5:3: target.dataset: no dataset is called 'foldr'; there are arrays, folder, keras, sklearn, table, torchvision; "
             "did you mean 'folder'?"
         ],
     ),

@@ -14,6 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# Tests of whole runs have both backends as a parameter. On TensorFlow, where each graph of a phase is traced first, only these are quick.
+QUICK_ON_TENSORFLOW = {
+    "test_layer_decay_and_weight_decay[tensorflow-sgd]",
+    "test_optimizer_state_from_phase_to_phase[tensorflow-adamw-carry]",
+    "test_until_and_plateau_judge_the_average_and_restore_it[tensorflow]",
+    "test_statistics_are_estimated_for_the_average[tensorflow]",
+    "test_l2_sp_with_normalisation_and_an_average[tensorflow]",
+    "test_a_signal_inside_an_epoch[tensorflow-SIGKILL]",
+    "test_a_signal_inside_an_epoch[tensorflow-SIGINT]",
+}
 RECIPE = """
 name: shapes
 source: {model: torchvision/squeezenet1_1, weights: none, preprocess: {resize: 64, crop: 64}}
@@ -24,6 +34,14 @@ freeze:
 optimizer: {name: adamw, lr: 3e-2}
 runtime: {cache: %(cache)s, precision: float32}
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs before tests are deselected by their marks."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and "[tensorflow" in item.name and item.name not in QUICK_ON_TENSORFLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def draw_folder(folder: Path, *, per_class: int = 20, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0) -> Path:

@@ -1,8 +1,10 @@
-"""Frozen means that not one bit changes: whole runs over four kinds of networks, their tensors compared with the source's own."""
+"""Frozen means that not one bit changes: whole runs over four kinds of networks on each backend, their tensors compared with the
+source's own."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,15 @@ import timm
 import torch
 import torchvision
 import yaml
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
+from xfer import plugins
 from xfer.backends.backend import Batch
+from xfer.backends.tensorflow.backend import TensorflowBackend
+from xfer.backends.tensorflow.graph import named_variables
 from xfer.backends.torch.backend import TorchBackend
 from xfer.cli.main import run
 from xfer.compile.compiler import compile_plan
@@ -31,15 +36,18 @@ from xfer.plan.model_map import PIXELS
 from xfer.recipe.loader import read
 
 SIDE, BATCH = 32, 8
+PLUGIN = Path(__file__).with_name("small_keras.py")
+small_keras: Any = sys.modules[plugins.load_local(PLUGIN.read_text(), stem=PLUGIN.stem)]
 Prefixes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a person reads in a network's own code: which tensors each selector means, written down by hand as beginnings of names."""
+    """What a person reads in a network's own code: which tensors each selector means, written down by hand as beginnings of names. In
+    Keras' flat names those of a block end with '_'."""
 
     model: str
-    make: Callable[[], nn.Module]
+    make: Callable[[], Any]
     classifier: str
     stages: tuple[Prefixes, ...]
     selectors: dict[str | tuple[str, ...], Prefixes]
@@ -117,6 +125,59 @@ NETWORKS = {
             ("features.0", "features.8"): ("features.0", "features.8"),
         },
     ),
+    "Keras, BatchNorm": Known(
+        "small/batch_norm",
+        small_keras.batch_norm,
+        "fc",
+        (("stem", "stem_", "block_1_"), ("block_2_", "block_3_"), ("inner", "last", "last_")),
+        {
+            "block_2": ("block_2_",),
+            "block_?": ("block_1_", "block_2_", "block_3_"),
+            "stage1": ("block_2_", "block_3_"),
+            "last 2 stages": ("block_2_", "block_3_", "inner", "last", "last_"),
+            "inner": ("inner",),
+            ("stem", "block_3"): ("stem", "stem_", "block_3_"),
+        },
+    ),
+    "Keras, no normalisation": Known(
+        "small/plain",
+        small_keras.plain,
+        "fc",
+        (("early",), ("middle_1", "middle_2"), ("late", "dense")),
+        {
+            "middle_1": ("middle_1",),
+            "middle_*": ("middle_1", "middle_2"),
+            "stage0": ("early",),
+            "last stage": ("late", "dense"),
+            ("early", "dense"): ("early", "dense"),
+        },
+    ),
+    "Keras, LayerNorm": Known(
+        "small/layer_norm",
+        small_keras.layer_norm,
+        "fc",
+        (("patches", "positions"), *((f"block_{n}_",) for n in (1, 2, 3)), ("block_4_", "norm")),
+        {
+            "block_3": ("block_3_",),
+            "block_*": tuple(f"block_{n}_" for n in (1, 2, 3, 4)),
+            "stage2": ("block_2_",),
+            "last 2 stages": ("block_3_", "block_4_", "norm"),
+            ("positions", "norm"): ("positions", "norm"),
+        },
+    ),
+    "Keras, dropout": Known(
+        "small/dropout",
+        small_keras.dropout,
+        "fc",
+        (("early", "block_1_"), ("block_2_",), ("inner", "dense")),
+        {
+            "block_1": ("block_1_",),
+            "block_*": ("block_1_", "block_2_"),
+            "stage0": ("early", "block_1_"),
+            "last stage": ("inner", "dense"),
+            ("early", "inner"): ("early", "inner"),
+        },
+    ),
 }
 
 
@@ -147,6 +208,12 @@ QUICK = [
     ("LayerNorm", "pos_embed, norm", "frozen"),
     ("stochastic depth", "features.*.0", "train"),
     ("stochastic depth", "all", "frozen"),
+    ("Keras, BatchNorm", "policy gradual", "train"),
+    ("Keras, BatchNorm", "inner", "frozen"),
+    ("Keras, no normalisation", "early, dense", "train"),
+    ("Keras, LayerNorm", "positions, norm", "frozen"),
+    ("Keras, LayerNorm", "stage2", "train"),
+    ("Keras, dropout", "early, inner", "train"),
 ]
 WHOLE = [
     (kind, name, norm)
@@ -169,11 +236,18 @@ class Source:
     starts with."""
 
     def __init__(self, known: Known, folder: Path, *, in_a_file: bool) -> None:
+        self.weights = "none"
+        make = self._keras if known.model.startswith("small/") else self._torch
+        tensors, norms, buffers = make(known, folder / known.model.replace("/", "-"), in_a_file)
+        self.tensors = {name: value for name, value in tensors.items() if not within(name, [known.classifier])}
+        self.norm, self.buffers = norms & set(self.tensors), buffers & set(self.tensors)
+
+    def _torch(self, known: Known, file: Path, in_a_file: bool) -> tuple[dict[str, np.ndarray], set[str], set[str]]:
+        """Tensors, and which of them belong to normalisation layers, and which are buffers."""
         torch.manual_seed(7 if in_a_file else 0)
         network = known.make()
-        self.weights = "none"
         if in_a_file:
-            self.weights = str(folder / f"{known.model.replace('/', '-')}.pth")
+            self.weights = str(file.with_suffix(".pth"))
             with torch.no_grad():
                 for parameter in network.parameters():
                     if parameter.ndim < 2:
@@ -183,14 +257,28 @@ class Source:
                         module.momentum = 1.0  # statistics of one batch: with those that it starts with, gradients vanish
                 network.train()(torch.randn(BATCH, 3, SIDE, SIDE))
             torch.save(network.state_dict(), self.weights)
-        self.tensors = {name: value for name, value in network.state_dict().items() if not name.startswith(f"{known.classifier}.")}
+        tensors = {name: value.numpy() for name, value in network.state_dict().items()}
         norms = tuple(path for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d | nn.LayerNorm))
-        self.norm = {name for name in self.tensors if within(name, norms)}
-        self.buffers = {name for name, _ in network.named_buffers()} & set(self.tensors)
+        return tensors, {name for name in tensors if within(name, norms)}, {name for name, _ in network.named_buffers()}
+
+    def _keras(self, known: Known, file: Path, in_a_file: bool) -> tuple[dict[str, np.ndarray], set[str], set[str]]:
+        small_keras.keras.utils.set_random_seed(7 if in_a_file else 0)
+        network = known.make()
+        random = np.random.default_rng(7)
+        if in_a_file:
+            for variable in network.weights:
+                if variable.name == "moving_variance":
+                    variable.assign(random.uniform(0.1, 0.4, variable.shape))
+                elif len(variable.shape) < 2:
+                    variable.assign(variable + 0.02 * random.normal(size=variable.shape))
+            self.weights = str(file.with_suffix(".weights.h5"))
+            network.save_weights(self.weights)
+        tensors = {name: variable.numpy() for name, variable in named_variables(network).items()}
+        return tensors, {name for name in tensors if "norm" in name}, {name for name in tensors if "moving_" in name}
 
 
 def within(name: str, prefixes: Sequence[str]) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+    return any(name == prefix or name.startswith(prefix if prefix[-1] == "_" else (f"{prefix}.", f"{prefix}/")) for prefix in prefixes)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +288,7 @@ def source(tmp_path_factory) -> Callable[[str], Source]:
 
     def of(kind: str) -> Source:
         if kind not in made:
-            made[kind] = Source(NETWORKS[kind], folder, in_a_file=kind != "LayerNorm")
+            made[kind] = Source(NETWORKS[kind], folder, in_a_file="LayerNorm" not in kind)
         return made[kind]
 
     return of
@@ -227,6 +315,7 @@ def recipe(pictures, tmp_path) -> Callable[..., Path]:
             "transfer": {"type": "model"},
             "freeze": freeze,
             "runtime": {"cache": str(tmp_path / "cache"), "precision": "float32", "device": "cpu"},
+            "plugins": [str(PLUGIN)] if model.startswith("small/") else [],
         }
         file = tmp_path / "recipe.yaml"
         file.write_text(yaml.safe_dump({**content, **sections}))
@@ -235,7 +324,7 @@ def recipe(pictures, tmp_path) -> Callable[..., Path]:
     return write
 
 
-def execute(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def execute(file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """result.json and the exported tensors of a run that goes to its end."""
     reading = read(file)
     bundle = Bundle.create(folder, compile_plan(reading), recipe=reading.text, resolved=reading.text)
@@ -258,19 +347,19 @@ def assert_run_keeps_what_is_frozen(kind: str, name: str, norm: str, source: Sou
     head = {tensor for tensor in saved if tensor.startswith("head.") and tensor not in source.tensors}
     assert head == {"head.output.weight", "head.output.bias"}
     assert set(saved) - head == set(source.tensors)
-    start = head_start([(tensor, tuple(saved[tensor].shape)) for tensor in sorted(head)], seed=0)
-    assert [tensor for tensor in head if np.array_equal(saved[tensor].numpy(), start[tensor])] == []
+    start = head_start([(tensor, saved[tensor].shape) for tensor in sorted(head)], seed=0)
+    assert [tensor for tensor in head if np.array_equal(saved[tensor], start[tensor])] == []
 
     held = source.norm if norm == "frozen" else set()
     for entry, prefixes in zip(result["phases"], phases, strict=True):
         frozen = {tensor for tensor in source.tensors if not within(tensor, prefixes) or tensor in held}
         assert (entry["frozen_tensors"], entry["frozen_changed"]) == (len(frozen), 0)
         moving = set(source.tensors) - frozen - source.buffers
-        n_parameters = sum(source.tensors[tensor].numel() for tensor in moving) + sum(saved[tensor].numel() for tensor in head)
+        n_parameters = sum(source.tensors[tensor].size for tensor in moving) + sum(saved[tensor].size for tensor in head)
         assert entry["trainable_parameters"] == n_parameters
     trained = {tensor for tensor in source.tensors if any(within(tensor, prefixes) for prefixes in phases) and tensor not in held}
     assert all(saved[tensor].dtype == value.dtype for tensor, value in source.tensors.items())
-    moved = {tensor for tensor, value in source.tensors.items() if not torch.equal(saved[tensor], value)}
+    moved = {tensor for tensor, value in source.tensors.items() if saved[tensor].tobytes() != value.tobytes()}
     assert moved == trained
 
 
@@ -392,6 +481,81 @@ def test_batch_norm_of_frozen_groups_uses_its_stored_statistics(recipe, source, 
     assert moved == {f"{path}.running_{what}" for path, used in expected.items() if used == "batch" for what in ("mean", "var")}
 
 
+class WatchedKeras:
+    """The same of a Keras network: what its layers are told while the step's graph is traced."""
+
+    def __init__(self, file: Path) -> None:
+        self.plan = compile_plan(read(file))
+        self.phase = self.plan.phases[0]
+        self.network = TensorflowBackend().build(self.plan)
+        self.network.begin_phase(self.phase, steps_per_epoch=2, class_weights=None)
+        rows = np.random.default_rng(1).integers(0, 255, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+        if self.phase.input.cut != PIXELS:
+            rows = self.network.compute(rows, start=PIXELS, end=self.phase.input.cut, pooled=self.phase.input.pooled)
+        self.batch = Batch(np.arange(BATCH), rows, np.arange(BATCH) % 3)
+
+    def watch(self, *kinds: type) -> dict[str, list[bool]]:
+        """By path, the modes in which each layer of these kinds was called."""
+        told: dict[str, list[bool]] = {}
+
+        def watched(path: str, call: Callable[..., Any]) -> Callable[..., Any]:
+            def calling(inputs: Any, training: Any = None, **given: Any) -> Any:
+                told.setdefault(path, []).append(bool(training))
+                return call(inputs, training=training, **given)
+
+            return calling
+
+        for top in self.network.parts.segments.network.layers:
+            for layer in top._flatten_layers():
+                if isinstance(layer, kinds):
+                    path = top.name if layer is top else f"{top.name}/{layer.name}"
+                    layer.call = watched(path, layer.call)
+        return told
+
+    def train(self) -> None:
+        self.network.train([self.batch], epoch=0, first_step=0, scale=1.0)
+
+    def evaluate(self) -> None:
+        self.network.logits(self.batch.inputs, start=self.phase.input.cut, pooled=self.phase.input.pooled)
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (["block_1", "head"], {"block_1_drop": True, "block_2_drop": False, "inner/drop": False}),
+        (["block_2", "head"], {"block_2_drop": True, "inner/drop": False}),
+        (["block_1", "inner", "head"], {"block_1_drop": True, "block_2_drop": False, "inner/drop": True}),
+    ],
+)
+def test_dropout_of_keras_layers_is_on_in_trained_groups_alone(recipe, train, expected):
+    watched = WatchedKeras(recipe("small/dropout", "none", [{"train": train, "epochs": 1}]))
+    told = watched.watch(small_keras.StochasticDepth, small_keras.keras.layers.Dropout)
+    watched.train()
+    assert {path: modes for path, modes in told.items() if path in expected} == {path: [on] for path, on in expected.items()}
+    told.clear()
+    watched.evaluate()
+    assert set(told) >= set(expected)
+    assert not any(any(modes) for modes in told.values())
+
+
+@pytest.mark.parametrize("norm", ["train", "frozen"])
+def test_batch_norm_of_keras_layers_learns_in_trained_groups_alone(recipe, source, norm):
+    """Inside a composite layer too, which is in train mode as a whole where it trains."""
+    file = recipe("small/batch_norm", source("Keras, BatchNorm").weights, [{"train": ["stem", "inner", "head"], "epochs": 1, "norm": norm}])
+    watched = WatchedKeras(file)
+    told = watched.watch(small_keras.keras.layers.BatchNormalization)
+    before = {name: variable.numpy() for name, variable in watched.network.named.items()}
+    watched.train()
+    assert len(told) == 10
+    assert {path for path, modes in told.items() if modes == [True]} == ({"stem_norm", "inner/norm"} if norm == "train" else set())
+    moved = {name for name, value in before.items() if "moving_" in name and not np.array_equal(value, watched.network.named[name].numpy())}
+    learning = ("stem_norm", "inner/norm") if norm == "train" else ()
+    assert moved == {f"{path}/moving_{what}" for path in learning for what in ("mean", "variance")}
+    told.clear()
+    watched.evaluate()
+    assert not any(any(modes) for modes in told.values())
+
+
 # the proof at the end of a phase finds what a plugin did by mistake
 
 PULLED = '''
@@ -411,37 +575,45 @@ class Pulled(Method):
         if self.weights is None:
             self.weights = [(weight, seen.source[name]) for name, weight in seen.trained.items()]
         for weight, source in self.weights:
-            weight.data.lerp_(source, self.share)
+            %s
         return seen.task_loss()
 
 
 xfer_plugins = {"methods": {"pulled": Pulled}}
 '''
+PULLING = {"torch": "weight.data.lerp_(source, self.share)", "tensorflow": "weight.assign_add((source - weight) * self.share)"}
 FEATURES_12 = [f"features.12.{part}.{kind}" for part in ("squeeze", "expand1x1", "expand3x3") for kind in ("weight", "bias")]
 
 
-def pulled(recipe, tmp_path, *phases: dict[str, Any]) -> int:
+LATE = ["late/kernel", "late/bias"]
+# by backend: the model, one group of it, and that group's tensors
+PULLED_IN = {"torch": ("torchvision/squeezenet1_1", "features.12", FEATURES_12), "tensorflow": ("small/plain", "late", LATE)}
+
+
+def pulled(backend, recipe, tmp_path, *phases: dict[str, Any]) -> int:
     """The exit code of a run with that method; its bundle is tmp_path/bundle."""
-    (tmp_path / "pulled.py").write_text(PULLED)
+    (tmp_path / "pulled.py").write_text(PULLED % PULLING[backend])
     transfer = {"type": "model", "method": "pulled"}
-    file = recipe("torchvision/squeezenet1_1", "none", list(phases), transfer=transfer, plugins=["./pulled.py"])
+    file = recipe(PULLED_IN[backend][0], "none", list(phases), transfer=transfer, plugins=["./pulled.py", str(PLUGIN)])
     return run(["run", str(file), "--out", str(tmp_path / "bundle"), "--quiet"])
 
 
-def test_a_method_that_changes_a_frozen_tensor_fails_the_run(recipe, tmp_path, capsys):
-    last = {"train": ["features.12", "head"], "epochs": 1}
-    assert pulled(recipe, tmp_path, last, {"train": "head", "epochs": 1}) == 1
-    message = f"phase '2: head': {len(FEATURES_12)} frozen tensors changed, the first is {FEATURES_12[0]}"
+@pytest.mark.parametrize("backend", PULLED_IN)
+def test_a_method_that_changes_a_frozen_tensor_fails_the_run(backend, recipe, tmp_path, capsys):
+    _, group, tensors = PULLED_IN[backend]
+    assert pulled(backend, recipe, tmp_path, {"train": [group, "head"], "epochs": 1}, {"train": "head", "epochs": 1}) == 1
+    message = f"phase '2: head': {len(tensors)} frozen tensors changed, the first is {tensors[0]}"
     assert capsys.readouterr().err.splitlines()[-2:] == [
         f"error: {message}",
         "  this is a fault of xfer or of a plugin, not of your recipe: please report it with the bundle",
     ]
     result = json.loads((tmp_path / "bundle" / "result.json").read_text())
     assert (result["status"], result["error"]) == ("failed", message)
-    assert [(phase["name"], phase["frozen_changed"]) for phase in result["phases"]] == [("1: features.12, head", 0)]
+    assert [(phase["name"], phase["frozen_changed"]) for phase in result["phases"]] == [(f"1: {group}, head", 0)]
     assert not (tmp_path / "bundle" / "model" / "weights.safetensors").exists()
 
 
-def test_the_same_method_passes_where_nothing_that_it_holds_is_frozen(recipe, tmp_path):
-    last = {"train": ["features.12", "head"], "epochs": 1}
-    assert pulled(recipe, tmp_path, last, last) == 0
+@pytest.mark.parametrize("backend", PULLED_IN)
+def test_the_same_method_passes_where_nothing_that_it_holds_is_frozen(backend, recipe, tmp_path):
+    last = {"train": [PULLED_IN[backend][1], "head"], "epochs": 1}
+    assert pulled(backend, recipe, tmp_path, last, last) == 0

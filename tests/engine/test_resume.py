@@ -89,6 +89,65 @@ class DroppingSource:
 
 xfer_plugins = {"sources": {"dropping": DroppingSource}}
 '''
+ON_KERAS = '''
+"""The same on Keras: composite layers, and groups of single ones."""
+
+import keras
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, n_out, stride, **options):
+        super().__init__(**options)
+        self.conv = keras.layers.Conv2D(n_out, 3, strides=stride, padding="same", use_bias=False, name="conv")
+        self.norm, self.drop = keras.layers.BatchNormalization(momentum=0.9, name="norm"), keras.layers.SpatialDropout2D(0.2)
+
+    def call(self, x, training=False):
+        return self.drop(keras.ops.relu(self.norm(self.conv(x), training=training)), training=training)
+
+
+def single_layers(x, name, n_out, stride):
+    x = keras.layers.Conv2D(n_out, 3, strides=stride, padding="same", use_bias=False, name=name)(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+    return keras.layers.SpatialDropout2D(0.2, name=f"{name}_drop")(keras.layers.ReLU(name=f"{name}_relu")(x))
+
+
+def build():
+    entry = keras.Input((16, 16, 3))
+    x = Block(12, 2, name="two")(single_layers(entry, "one", 8, 1))
+    x = Block(24, 1, name="four")(single_layers(x, "three", 16, 2))
+    return keras.Model(entry, keras.layers.Dense(5, name="fc")(keras.layers.GlobalAveragePooling2D(name="pool")(x)))
+
+
+class KerasSource:
+    backend, provider = "tensorflow", "dropping"
+
+    def library(self):
+        return "dropping on keras 1"
+
+    def models(self):
+        return ["small"]
+
+    def build(self, name, *, pretrained, image_size=None):
+        return build()
+
+    def tags(self, name):
+        return []
+
+    def preprocess(self, name, tag):
+        from xfer.plan.preprocess import Preprocess
+
+        return Preprocess(resize=16, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+
+    def adapt(self, name, tensors, *, image_size=None):
+        return tensors
+
+    def input_size(self, name):
+        return 16
+
+
+xfer_plugins = {"sources": {"dropping": KerasSource}}
+'''
+NETWORKS = {"torch": NETWORK, "tensorflow": ON_KERAS}
 PHASES = [
     {"train": "head", "until": {"metric": "val.loss", "patience": 2, "max_epochs": 12}, "lr": 1.0},
     {"train": ["three", "four", "head"], "until": {"metric": "val.loss", "patience": 2, "max_epochs": 12}, "average": 0.8, "lr": 0.01},
@@ -175,13 +234,14 @@ def where(bundle: Path) -> Where | None:
 class Place:
     """The recipe in a folder of its own; undisturbed runs are made once for each set of overrides."""
 
-    def __init__(self, workplace: Any) -> None:
+    def __init__(self, workplace: Any, backend: str) -> None:
+        self.backend = backend
         self.folder, self.cache, self.data, self.start = workplace.folder, workplace.cache, workplace.data, workplace.start
         self.whole: dict[tuple[str, ...], Path] = {}
         for name, other in (("blue", "green"), ("green", "red"), ("red", "blue")):
             for index in range(4):  # wrong labels, so that `until` has a reason to stop
                 (self.data / name / f"{index:03d}.png").rename(self.data / other / f"not-{index}.png")
-        (self.folder / "dropping_network.py").write_text(NETWORK)
+        (self.folder / "dropping_network.py").write_text(NETWORKS[backend])
         self.recipe = self.folder / "recipe.yaml"
         self.recipe.write_text(yaml.safe_dump(RECIPE))
         self.places = (f"runtime.cache={self.cache}", f"target.path={self.data}")
@@ -278,11 +338,11 @@ def wait_for_work(process: subprocess.Popen[str], result: Path) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def place(make_workplace, tmp_path_factory) -> Iterator[Place]:
+@pytest.fixture(scope="module", params=NETWORKS)
+def place(make_workplace, tmp_path_factory, request) -> Iterator[Place]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Place(make_workplace(tmp_path_factory.mktemp("resume")))
+    yield Place(make_workplace(tmp_path_factory.mktemp("resume")), request.param)
     torch.set_num_threads(before)
 
 
@@ -490,7 +550,7 @@ def test_a_run_as_source_starts_from_what_it_learned(place):
     one, two = (load_file(bundle / "model" / "weights.safetensors") for bundle in (first, second))
     kept = [name for name in one if not name.startswith("head.")]
     assert [name for name in kept if not np.array_equal(one[name], two[name])] == []
-    assert len(kept) == 24
+    assert len(kept) == {"torch": 24, "tensorflow": 20}[place.backend]  # Keras counts no batches
 
 
 # real signals
@@ -527,17 +587,35 @@ class Real:
     """Overrides that put EfficientNet-B0 into the recipe; references come from processes, and tell how long they worked."""
 
     def __init__(self, place: Place) -> None:
-        torch.manual_seed(0)
-        network, weights = torchvision.models.efficientnet_b0(), place.folder / "efficientnet.pth"
-        for _ in range(20):  # statistics that fit the weights: without them the last features are all but zero
-            network.train()(torch.randn(16, 3, 32, 32))
-        torch.save(network.state_dict(), weights)
+        model, weights = self._of_torch(place.folder) if place.backend == "torch" else self._of_keras(place.folder)
         self.place, self.made = place, dict[tuple[str, ...], tuple[Path, float]]()
         self.overrides = (
-            "source.model=torchvision/efficientnet_b0", f"source.weights={weights}", "source.preprocess={resize: 40, crop: 32}",
+            f"source.model={model}", f"source.weights={weights}", "source.preprocess={resize: 40, crop: 32}",
             "target.image_size=32", "freeze.0.lr=0.01", "freeze.1.train=[last 1 stages, head]", "freeze.1.lr=0.002", "freeze.2.lr=0.002",
             "runtime.checkpoint=2",
         )  # fmt: skip
+
+    def _of_torch(self, folder: Path) -> tuple[str, Path]:
+        """With statistics that fit the weights: without them the last features are all but zero."""
+        torch.manual_seed(0)
+        network, weights = torchvision.models.efficientnet_b0(), folder / "efficientnet.pth"
+        for _ in range(20):
+            network.train()(torch.randn(16, 3, 32, 32))
+        torch.save(network.state_dict(), weights)
+        return "torchvision/efficientnet_b0", weights
+
+    def _of_keras(self, folder: Path) -> tuple[str, Path]:
+        import keras
+
+        keras.utils.set_random_seed(0)
+        network = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(32, 32, 3))
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.5
+        for step in range(10):
+            network(np.random.default_rng(step).uniform(0, 255, (16, 32, 32, 3)).astype(np.float32), training=True)
+        network.save_weights(folder / "efficientnet.weights.h5")
+        return "keras/EfficientNetB0", folder / "efficientnet.weights.h5"
 
     def undisturbed(self, *overrides: str) -> tuple[Path, float]:
         """The bundle, and the seconds from the first result.json to the end."""
@@ -558,6 +636,7 @@ def real(place) -> Real:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["torch"], indirect=True)
 @pytest.mark.parametrize(("how", "overrides", "share"), [
     (signal.SIGKILL, (), 0.2),
     (signal.SIGKILL, (VIEWS,), 0.2),
@@ -577,6 +656,7 @@ def test_ten_random_moments_of_one_run(real, place, everything, how, overrides, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["torch"], indirect=True)
 @pytest.mark.parametrize("tenth", range(10))
 def test_one_random_moment_of_ten_runs(real, place, everything, tenth):
     """One in each tenth of the run, from the first image that is read to the report."""
@@ -584,3 +664,13 @@ def test_one_random_moment_of_ten_runs(real, place, everything, tenth):
     moment = (tenth + np.random.default_rng(tenth).uniform()) / 10 * seconds
     place.signalled_at([moment], f"once {tenth}", *real.overrides, how=signal.SIGKILL)
     assert differing(everything(place.folder / f"once {tenth}"), everything(whole)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["tensorflow"], indirect=True)
+def test_random_moments_of_a_real_keras_network(real, place, everything):
+    """Few: each life traces its graphs anew, for half a minute."""
+    whole, seconds = real.undisturbed()
+    moments = np.random.default_rng(0).uniform(0.2, 0.5, size=4) * seconds
+    assert place.signalled_at(moments, "real killed", *real.overrides, how=signal.SIGKILL) >= 2
+    assert differing(everything(place.folder / "real killed"), everything(whole)) == []

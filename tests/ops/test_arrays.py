@@ -1,4 +1,5 @@
-"""Every operation on numpy arrays, on torch tensors and against numbers worked out here, and its gradient against finite differences."""
+"""Every operation on numpy arrays, on tensors of both frameworks and against numbers worked out here, and its gradient against finite
+differences."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import torch
 
 from xfer.ops import arrays
@@ -58,6 +60,25 @@ def as_torch(value, dtype=torch.float64):
     return type(value)(as_torch(item, dtype) for item in value) if isinstance(value, list | tuple) else value
 
 
+def as_tensorflow(value, dtype=tf.float64):
+    if isinstance(value, np.ndarray):
+        return tf.constant(value, dtype if value.dtype == np.float64 else None)
+    return type(value)(as_tensorflow(item, dtype) for item in value) if isinstance(value, list | tuple) else value
+
+
+def in_a_graph(operation, arguments, dtype=tf.float64):
+    """The operation as a step's graph has it: how many rows there are is not known."""
+    given = as_tensorflow(arguments, dtype)
+    tensors = [tensor for tensor in tf.nest.flatten(given) if tf.is_tensor(tensor)]
+
+    def run(*fed):
+        fed = iter(fed)
+        return operation(*tf.nest.map_structure(lambda item: next(fed) if tf.is_tensor(item) else item, given))
+
+    spec = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors]
+    return tf.function(run, autograph=False, input_signature=spec)(*tensors)
+
+
 def test_each_operation_has_a_case():
     public = {
         name for name, value in vars(arrays).items() if inspect.isfunction(value) and value.__module__ == arrays.__name__ and name[0] != "_"
@@ -88,9 +109,21 @@ def test_float32_stays_float32(name, arguments, expected):
     np.testing.assert_allclose(on_numpy, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "arguments", "expected"), FLAT)
+def test_tensorflow_gives_the_same_at_once_and_in_a_graph(name, arguments, expected):
+    operation = getattr(arrays, name)
+    for dtype, accuracy in ((tf.float64, 1e-12), (tf.float32, 1e-4)):
+        for found in (operation(*as_tensorflow(arguments, dtype)), in_a_graph(operation, arguments, dtype)):
+            assert tf.is_tensor(found)
+            assert found.dtype == (tf.float32 if name == "one_hot" else dtype)
+            assert tuple(found.shape) == np.shape(expected)
+            np.testing.assert_allclose(found, expected, rtol=accuracy, atol=accuracy)
+
+
+@pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 @pytest.mark.parametrize("name", SLOPES)
-def test_gradients_are_those_of_the_numpy_function(name):
-    """torch's gradient against central differences of the same operation on numpy."""
+def test_gradients_are_those_of_the_numpy_function(name, framework):
+    """A framework's gradient against central differences of the same operation on numpy."""
     arguments, expected = CASES[name][0]
     weights = np.random.default_rng(1).normal(size=np.shape(expected))
     first = arguments[0][0] if name == "concat" else arguments[0]
@@ -100,15 +133,22 @@ def test_gradients_are_those_of_the_numpy_function(name):
         given = [x, wrap(arguments[0][1])] if name == "concat" else x
         return getattr(arrays, name)(given, *(wrap(value) for value in rest))
 
-    x = as_torch(first).requires_grad_()
-    (of(x, as_torch) * as_torch(np.asarray(weights))).sum().backward()
+    if framework == "torch":
+        x = as_torch(first).requires_grad_()
+        (of(x, as_torch) * as_torch(np.asarray(weights))).sum().backward()
+        found = x.grad.numpy()
+    else:
+        x = tf.Variable(first)  # as weights come
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(of(x, as_tensorflow) * weights)
+        found = tape.gradient(total, x).numpy()
     slope, step = np.zeros_like(first), 1e-6
     for place in np.ndindex(*first.shape):
         high, low = first.copy(), first.copy()
         high[place] += step
         low[place] -= step
         slope[place] = np.sum((of(high, lambda value: value) - of(low, lambda value: value)) * weights) / (2 * step)
-    np.testing.assert_allclose(x.grad.numpy(), slope, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-7)
 
 
 def test_a_stopped_gradient_is_none():
@@ -170,3 +210,65 @@ def test_arrays_of_one_kind_have_a_library_and_others_none():
 def test_a_reversed_gradient_passes_on_the_same_bits(strength):
     x = torch.from_numpy(np.random.default_rng(0).normal(size=1000).astype(np.float32))
     assert torch.equal(arrays.reverse_gradient(x, strength), x)
+
+
+# the same of TensorFlow
+
+
+def test_a_stopped_gradient_is_none_on_tensorflow():
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        stopped = arrays.stop_gradient(x)
+        total = tf.reduce_sum(stopped * x)
+    np.testing.assert_array_equal(tape.gradient(total, x), X)  # only the factor that was not stopped
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(arrays.stop_gradient(x))
+    assert tape.gradient(total, x) is None
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["at once", "in a graph"])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 100.0])
+def test_a_reversed_gradient_on_tensorflow(strength, graph):
+    """The strength may be a number or, as what follows from a step's progress, a tensor; what stands behind learns as ever."""
+
+    def slopes(x, weights, strength):
+        with tf.GradientTape() as tape:
+            tape.watch([x, weights])
+            total = tf.reduce_sum(arrays.square(arrays.matmul(x if strength is None else arrays.reverse_gradient(x, strength), weights)))
+        return total, tape.gradient(total, [x, weights])
+
+    run = tf.function(slopes, autograph=False) if graph else slopes
+    x, weights = tf.constant(X), tf.constant(Y)
+    plain, (before, behind) = run(x, weights, None)
+    for given in (strength, tf.constant(strength, tf.float64)):
+        turned, (before_turned, behind_turned) = run(x, weights, given)
+        np.testing.assert_array_equal(turned, plain)
+        np.testing.assert_allclose(before_turned, -strength * before, rtol=1e-12)
+        np.testing.assert_array_equal(behind_turned, behind)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 20.0, 1000.0])
+def test_a_reversed_gradient_passes_on_the_same_bits_on_tensorflow(strength):
+    x = tf.constant(np.random.default_rng(0).normal(size=1000), tf.float32)
+    run = tf.function(lambda x: arrays.reverse_gradient(x, strength))
+    assert x.numpy().tobytes() == arrays.reverse_gradient(x, strength).numpy().tobytes() == run(x).numpy().tobytes()
+
+
+def test_extremes_stay_finite_on_tensorflow():
+    far = tf.constant([[1e4, -1e4, 0.0]])
+    assert np.isfinite(arrays.log_softmax(far)).all()
+    assert arrays.softmax(far).numpy().tolist() == [[1.0, 0.0, 0.0]]
+    nothing = tf.Variable(tf.zeros((1, 3)))
+    with tf.GradientTape() as tape:
+        total = arrays.reduce_sum(arrays.l2_normalise(nothing))
+    assert np.isfinite(tape.gradient(total, nothing)).all()
+
+
+def test_variables_of_both_kinds_are_tensorflow_s():
+    import keras
+
+    for value in (tf.Variable([1.0]), keras.Variable([1.0]), tf.constant([1.0])):
+        assert arrays.library(value) is tf
+        assert arrays.is_tensorflow(value)

@@ -12,7 +12,7 @@ from xfer.cli.main import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for ending in ("*.yaml", "*.yml") for path in (REPOSITORY / "recipes").rglob(ending))
-COUNT = 6
+COUNT = 9
 
 
 def names() -> list[str]:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from xfer.plan.model_map import Group, ModelMap, Tensor
+from xfer.plan.plan import SourcePlan, WeightsPlan
+from xfer.plan.preprocess import Preprocess
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +22,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    for name in ("TORCH_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "http_proxy", "https_proxy"):
+    for name in ("TORCH_HOME", "KERAS_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "http_proxy", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     return home
 
@@ -61,6 +63,39 @@ class Small(nn.Module):
 def small() -> Callable[..., Small]:
     torch.manual_seed(0)
     return Small
+
+
+@pytest.fixture
+def keras_mapped() -> Callable[..., ModelMap]:
+    """A ModelMap of a Keras network: one group, and the classifier under `head`."""
+    from xfer.backends.tensorflow.graph import named_tensors
+
+    def make(network: Any, head: str | None = None, model: str = "test/network") -> ModelMap:
+        tensors = [(Tensor(name=tensor.name, shape=tensor.shape, kind=tensor.kind), tensor.norm) for tensor in named_tensors(network)]
+        body = [(tensor, norm) for tensor, norm in tensors if head is None or not tensor.name.startswith(f"{head}/")]
+        group = Group(name="body", stage="stage0", tensors=tuple(t for t, _ in body), norm=tuple(t.name for t, norm in body if norm))
+        return ModelMap(
+            model=model, backend="tensorflow", library="test 1", input_size=8, image_size=8, cuts=(), groups=(group,),
+            classifier=tuple(tensor for tensor, _ in tensors if head is not None and tensor.name.startswith(f"{head}/")),
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def put_in(keras_mapped: Callable[..., ModelMap]) -> Callable[..., None]:
+    """Puts a weight file into a Keras network, as the backend does."""
+    from xfer.backends.tensorflow.graph import named_variables
+    from xfer.sources.keras_weights import put
+
+    def make(network: Any, file: Path, *, head: str | None = None, kind: str = "file", **weights: Any) -> None:
+        plan = SourcePlan(
+            model="test/network", name="network", target="x:y", backend="tensorflow", preprocess=Preprocess(resize=8, crop=8),
+            weights=WeightsPlan(kind=kind, location=str(file), file=str(file), **weights),
+        )  # fmt: skip
+        put(network, named_variables(network), plan, model_map=keras_mapped(network, head))
+
+    return make
 
 
 @pytest.fixture

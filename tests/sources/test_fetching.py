@@ -90,6 +90,23 @@ def test_what_was_downloaded_must_have_the_digest_in_its_name(server: Any, wante
     assert list(Path(str(wanted.file)).parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["MD5", "SHA-256"])
+def test_what_was_downloaded_must_have_the_digest_that_its_provider_tells(server: Any, tmp_path: Path, kind: str) -> None:
+    told = (hashlib.md5 if kind == "MD5" else hashlib.sha256)(CONTENT).hexdigest()
+    (server.root / "net.h5").write_bytes(CONTENT)
+    file, url = tmp_path / "models/net.h5", f"{server.url}/net.h5"
+    plan = WeightsPlan(kind="tag", location="imagenet", file=str(file), url=url, digest=told)
+    assert download(plan) == file
+    file.unlink()
+    other = told[::-1]
+    with pytest.raises(WeightsError) as error:
+        download(plan.model_copy(update={"digest": other}))
+    assert error.value.message == (
+        f"what was downloaded from {url} is not the file of that name: its {kind} begins with {told}, not {other}; it was deleted"
+    )
+    assert not file.exists()
+
+
 def test_a_location_of_ones_own_has_no_digest_to_check(server: Any, tmp_path: Path) -> None:
     (server.root / "mine-20240101.pth").write_bytes(CONTENT)
     url = f"{server.url}/mine-20240101.pth"
@@ -134,7 +151,7 @@ def test_the_hubs_cache_is_used(
 
 
 def test_a_full_disk_is_told_apart(wanted: WeightsPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(url: str, file: Path) -> None:
+    def full(url: str, file: Path, **_: Any) -> None:
         raise DiskFullError(f"no room left in {file.parent} for {url}")
 
     monkeypatch.setattr(fetching, "copy_in", full)

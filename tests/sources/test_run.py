@@ -16,7 +16,7 @@ from xfer.errors import BundleError, WeightsError
 from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import DataPlan, HeadPlan, InputPlan, MethodPlan, Plan, RuntimePlan, SourcePlan, WeightsPlan
 from xfer.plan.preprocess import Preprocess
-from xfer.sources.run import RunSource, open_bundle_source
+from xfer.sources.run import RunSource, bundle_plugins, open_bundle_source
 from xfer.sources.source import Tag
 from xfer.sources.weights import load
 
@@ -113,6 +113,13 @@ def test_a_bundle_of_a_bundle_is_built_as_the_first_was(bundle: Path) -> None:
     assert not open_bundle_source("runs/a/1").weights.pretrained
 
 
+def test_what_the_run_had_of_plugin_files(bundle: Path) -> None:
+    assert bundle_plugins("runs/a/1") == {}
+    written = json.loads((bundle / "plan.json").read_text())
+    (bundle / "plan.json").write_text(json.dumps({**written, "plugins": {"xfer_local_0a_layers": "xfer_plugins = {}"}}))
+    assert bundle_plugins("run:runs/a/1") == {"xfer_local_0a_layers": "xfer_plugins = {}"}
+
+
 @pytest.mark.parametrize(
     ("spoil", "message", "hint"),
     [
@@ -122,7 +129,7 @@ def test_a_bundle_of_a_bundle_is_built_as_the_first_was(bundle: Path) -> None:
         (lambda b: (b / "plan.json").write_bytes(b"\xff\xfe\x00"), "{b}/plan.json is damaged: it is not a plan that xfer wrote", None),
         (lambda b: (b / "plan.json").write_text('{"format": 99}'), "the bundle {b} was made by a newer xfer (plan format 99, this one reads 2)", None),  # noqa: E501
         (lambda b: (b / "result.json").write_text("x"), "{b}/result.json is damaged: it is not JSON", None),
-        (lambda b: (b / "model/weights.safetensors").unlink(), "the bundle {b} has no model/weights.safetensors: its model is not torch's, or was taken out", None),  # noqa: E501
+        (lambda b: (b / "model/weights.safetensors").unlink(), "the bundle {b} has no model/weights.safetensors: its model was taken out; put the file back, or run it again", None),  # noqa: E501
         *(
             (lambda b, text=text: (b / "result.json").write_text(text), f"the run in {{b}} has not finished (its status is '{status}'), so its model can't be a source yet", "finish it first: xfer run --resume {b}")  # noqa: E501
             for text, status in (('{"status": "interrupted"}', "interrupted"), ('{"status": "failed"}', "failed"), ("[]", "unknown"))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from xfer.compile.compiler import check
+from xfer.compile.compiler import examine
 from xfer.errors import EXIT_USAGE, Fault
 from xfer.recipe.loader import read
+from xfer.report.terminal import download_line
 
 
 @click.command("check")
@@ -18,14 +19,21 @@ from xfer.recipe.loader import read
 @click.option("--no-data", is_flag=True, help="Don't look whether data and weight files are there.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of faults as JSON on stdout.")
 def command(files: tuple[str, ...], shallow: bool, no_data: bool, as_json: bool) -> int:
-    """Check FILEs (with overrides, if any) and report all faults at once."""
+    """Check FILEs (with overrides, if any) and report all faults at once.
+
+    What a recipe needs and this machine has not is named on stderr, with where it will be downloaded from; it is no fault, and nothing
+    is downloaded.
+    """
     recipes = [name for name in files if "=" not in name or Path(name).exists()]
     overrides = [name for name in files if name not in recipes]
     if not recipes:
         raise click.UsageError("give at least one recipe file")
     faults: list[Fault] = []
     for name in recipes:
-        faults += check(read(name, overrides), depth="shallow" if shallow else "model", data=not (no_data or shallow))
+        found = examine(read(name, overrides), depth="shallow" if shallow else "model", data=not (no_data or shallow))
+        faults += found.faults
+        for download in found.downloads:
+            click.echo(f"{name}: {download_line(download)}", err=True)
     if as_json:
         click.echo(json.dumps([fault.as_dict() for fault in faults], indent=1))
     else:

@@ -15,7 +15,10 @@ from typing import Any
 import click
 import psutil
 
-LIBRARIES = ("xfer-runner", "torch", "torchvision", "timm", "tensorflow", "keras", "ray", "numpy", "pillow", "omegaconf", "pydantic")
+LIBRARIES = (
+    *("xfer-runner", "torch", "torchvision", "timm", "tensorflow", "keras", "h5py", "ray"),
+    *("numpy", "pillow", "omegaconf", "pydantic"),
+)
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
 
 

@@ -9,17 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from xfer import plugins
+from xfer.compile.names import provider_and_name
 from xfer.errors import UsageError
 from xfer.plan.model_map import POOLED, Cut, ModelMap
+from xfer.sources.source import Source
 
 
 @click.command("layers")
 @click.argument("model")
 @click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images in pixels; by default the native one.")
+@click.option("--trust", is_flag=True, help="Load a SavedModel, which is a program, as 'trust: true' does in a recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole map as JSON: groups with their tensors, cuts, and what is left out.")
-def command(model: str, image_size: int | None, as_json: bool) -> None:
-    """Show the groups, stages and cuts of MODEL (torchvision/NAME, timm/NAME)."""
-    found = model_map(model, image_size)
+def command(model: str, image_size: int | None, trust: bool, as_json: bool) -> None:
+    """Show the groups, stages and cuts of MODEL (torchvision/NAME, timm/NAME, keras/NAME, file:PATH, savedmodel:PATH)."""
+    found = model_map(model, image_size, trust=trust)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
         return
@@ -28,12 +31,27 @@ def command(model: str, image_size: int | None, as_json: bool) -> None:
     console.print(summary(found), markup=False)
 
 
-def model_map(model: str, image_size: int | None) -> ModelMap:
-    """The map of `provider/name`; raises UsageError for what there isn't."""
-    provider, slash, name = model.partition("/")
-    if not slash or not name:
+def model_map(model: str, image_size: int | None, *, trust: bool = False) -> ModelMap:
+    """The map of `provider/name`, or of a file; raises UsageError for what there isn't."""
+    provider, name = provider_and_name(model)
+    if not name:
         raise UsageError(f"'{model}' is no model: write PROVIDER/NAME, as in torchvision/resnet18")
     source = plugins.load(plugins.find("sources", provider).target)()
+    if getattr(source, "needs_trust", None) and not trust:
+        raise UsageError(f"{model} is not loaded: a SavedModel is a program, which may read and write files", hint="add --trust")
+    if getattr(source, "named_by_path", False):
+        name = source.located(name)
+        source.stamp(name)  # says what is there instead
+    else:
+        _known(source, provider, name)
+    backend = plugins.load(plugins.find("backends", source.backend).target)()
+    size = image_size or source.input_size(name)
+    described = backend.describe(source, model=model, name=name, pretrained=True, image_size=size)
+    assert isinstance(described, ModelMap)
+    return described
+
+
+def _known(source: Source, provider: str, name: str) -> None:
     names = source.models()
     if name not in names and name.partition(".")[0] not in names:  # timm's names may carry a tag of weights
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
@@ -41,11 +59,6 @@ def model_map(model: str, image_size: int | None) -> ModelMap:
             f"{provider} has no model '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else ""),
             hint="xfer list models shows all of them",
         )
-    backend = plugins.load(plugins.find("backends", source.backend).target)()
-    size = image_size or source.input_size(name)
-    described = backend.describe(source, model=model, name=name, pretrained=True, image_size=size)
-    assert isinstance(described, ModelMap)
-    return described
 
 
 def table(found: ModelMap) -> Table:

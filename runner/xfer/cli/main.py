@@ -17,6 +17,7 @@ VERBS = {
     "fetch": "Download what a recipe needs ahead of time.",
     "eval": "Evaluate a bundle on its test split or on other data.",
     "predict": "Classify images with a bundle's model.",
+    "parity": "Run a recipe on PyTorch and on TensorFlow, and say where they differ.",
     "layers": "Show a model's groups, stages and cuts.",
     "list": "List models, datasets, methods, policies, recipes or runs.",
     "cache": "Look at the feature store, or clear it.",

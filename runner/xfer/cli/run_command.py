@@ -15,8 +15,9 @@ import click
 import yaml
 
 from xfer.cli.progress import Terminal
-from xfer.compile.compiler import compile_plan
+from xfer.data.announced import Say
 from xfer.engine.bundle import Bundle
+from xfer.engine.downloads import ready_plan
 from xfer.engine.runner import Run
 from xfer.errors import UsageError
 from xfer.recipe.loader import read
@@ -53,8 +54,8 @@ def command(
 ) -> None:
     """Run RECIPE with overrides, or go on with a bundle."""
     terminal = Terminal(quiet=quiet)
-    stop = StopFlag()
-    bundle = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out)
+    bundle = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out, say=terminal.note)
+    stop = StopFlag()  # only now: a download ends at once
     click.echo(f"bundle: {bundle.folder}", err=True)
     result: dict[str, Any] = {}
     going = Run(bundle, reporter=terminal, stop=stop)
@@ -71,11 +72,11 @@ def command(
     click.echo(json.dumps({**result, "bundle": str(bundle.folder)}, indent=1) if as_json else str(bundle.folder))
 
 
-def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None) -> Bundle:
+def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, say: Say) -> Bundle:
     if recipe is None:
         raise UsageError("give a recipe to run, or --resume with a bundle", hint="e.g. xfer run recipes/quickstart.yaml")
     reading = read(recipe, overrides)
-    plan = compile_plan(reading)
+    plan = ready_plan(reading, say=say)
     folder = out or Path(os.environ.get("XFER_RUNS", "runs")) / plan.name / run_id()
     resolved = yaml.safe_dump(reading.resolved, sort_keys=False, allow_unicode=True)
     return Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)

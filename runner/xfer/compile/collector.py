@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from xfer.errors import Fault, RecipeError
+from xfer.plan.plan import DownloadPlan
 from xfer.plugins import nearest
 from xfer.recipe.loader import Reading
 
 
 class Collector:
-    """Faults in the order of the recipe. A path that was already found faulty is not reported twice."""
+    """Faults in the order of the recipe. A path that was already found faulty is not reported twice. `downloads` are no faults: what is
+    not here yet and will be downloaded."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.faults: list[Fault] = list(reading.faults)
+        self.downloads: list[DownloadPlan] = []
 
     def add(self, path: str, message: str, *, candidates: Iterable[str] = (), wanted: str | None = None) -> None:
         """A fault at `path`; of `candidates` the one nearest to `wanted` becomes the suggestion."""

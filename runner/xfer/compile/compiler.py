@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +20,10 @@ from xfer.compile.model_facts import ModelFacts
 from xfer.compile.names import Names, resolve
 from xfer.compile.phases import Context, Written, check_norm, check_schedule, check_until, lower_train, phase_plan, written_phases
 from xfer.compile.secrets import refuse
-from xfer.compile.source_facts import ask, choose_weights, preprocessing
+from xfer.compile.source_facts import absent_weights, ask, choose_weights, preprocessing
 from xfer.errors import DataError, Fault, UsageError
 from xfer.plan.model_map import ModelMap
-from xfer.plan.plan import DataPlan, HeadPlan, MethodPlan, Plan, RuntimePlan, SourcePlan
+from xfer.plan.plan import DataPlan, DownloadPlan, HeadPlan, MethodPlan, Plan, RuntimePlan, SourcePlan
 from xfer.plan.preprocess import Preprocess
 from xfer.recipe.loader import Reading
 from xfer.recipe.quantities import parse_bytes
@@ -33,11 +34,24 @@ EXTRACTION_BATCH = {"cpu": 32, "cuda": 256}
 Depth = Literal["shallow", "model"]
 
 
-def check(reading: Reading, *, depth: Depth = "model", data: bool = True) -> tuple[Fault, ...]:
-    """All faults of a recipe, sorted by place; imports no framework."""
+@dataclass(frozen=True)
+class Checked:
+    """What a recipe's check found: its faults, sorted by place, and what is not on this machine and will be downloaded."""
+
+    faults: tuple[Fault, ...]
+    downloads: tuple[DownloadPlan, ...]
+
+
+def examine(reading: Reading, *, depth: Depth = "model", data: bool = True) -> Checked:
+    """All there is to say of a recipe without running it; imports no framework and downloads nothing."""
     collector = Collector(reading)
     _compile(reading, collector, depth=depth, data=data, in_process=False)
-    return collector.sorted()
+    return Checked(collector.sorted(), tuple(collector.downloads))
+
+
+def check(reading: Reading, *, depth: Depth = "model", data: bool = True) -> tuple[Fault, ...]:
+    """All faults of a recipe, sorted by place."""
+    return examine(reading, depth=depth, data=data).faults
 
 
 def compile_plan(reading: Reading) -> Plan:
@@ -86,6 +100,8 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
     weights_plan = weights.plan(facts, collector, look=data) if weights else None
     if names.bundle is not None:
         weights_plan = names.bundle.weights
+    if data and weights_plan is not None:
+        collector.downloads += [*(found.downloads if found else ()), *absent_weights(weights_plan, model=facts.map)]
     prepared = _preprocess(recipe, names, facts, collector)
     if collector.faults or not in_process or found is None or weights_plan is None or prepared is None:
         return None
@@ -117,9 +133,7 @@ def _plan(
     runtime = _runtime(reading, recipe, source.backend, collector)
     if runtime is None:
         return None
-    context = Context(
-        found.images, runtime.precision, runtime.cache_budget, psutil.virtual_memory().total, method, source.preprocess.crop
-    )
+    context = Context(found.images, runtime.precision, runtime.cache_budget, psutil.virtual_memory().total, method, source.preprocess.crop)
     phases = tuple(
         phase_plan(written, index=index, recipe=recipe, model=facts.map, head=head, train=train, context=context)
         for index, (written, train) in enumerate(trains)
@@ -155,6 +169,7 @@ def _plan(
         runtime=runtime,
         never_trained=tuple(group.name for group in facts.map.groups if group.name not in trained),
         total_parameters=facts.map.n_parameters + sum(tensor.size for tensor in (*head.tensors, *method.tensors)),
+        downloads=tuple(collector.downloads),
         plugins=names.local_sources,
     )
 
@@ -172,8 +187,7 @@ def _data(recipe: Recipe, names: Names, collector: Collector) -> data_facts.Data
     if names.dataset_target is None or names.dataset_faulty:
         return None
     try:
-        dataset = data_facts.open_dataset(names.dataset_target, recipe.target.dataset, names.dataset_options)
-        return data_facts.facts(dataset, recipe.target)
+        return data_facts.look(names.dataset_target, recipe.target, names.dataset_options)
     except DataError as error:
         collector.add(error.path, error.message + (f"; {error.hint}" if error.hint else ""))
     except UsageError as error:

@@ -9,20 +9,24 @@ from typing import Any
 import numpy as np
 
 from xfer import plugins
+from xfer.data.announced import Announced
 from xfer.data.dataset import Dataset
 from xfer.data.digests import listing_digest
 from xfer.data.splits import assign
+from xfer.errors import AbsentDataError
 from xfer.plan.model_map import Frozen
+from xfer.plan.plan import DownloadPlan
 from xfer.recipe.schema import Target
 
 
 class DataFacts(Frozen):
-    """What a plan says of the data."""
+    """What a plan says of the data. Where its files are not there yet, `listing` is None and `downloads` says which."""
 
     classes: tuple[str, ...]
     images: int
     counts: dict[str, dict[str, int]]
-    listing: str
+    listing: str | None
+    downloads: tuple[DownloadPlan, ...] = ()
 
 
 def open_dataset(target: str, name: str, options: Mapping[str, Any]) -> Dataset:
@@ -34,6 +38,19 @@ def open_dataset(target: str, name: str, options: Mapping[str, Any]) -> Dataset:
 def split(dataset: Dataset, *, val: float, test: float, seed: int) -> np.ndarray:
     """Per row 'train', 'val' or 'test'; raises DataError."""
     return assign(dataset.labels, dataset.splits, dataset.keys, classes=dataset.classes, val=val, test=test, seed=seed)
+
+
+def look(plugin: str, target: Target, options: Mapping[str, Any]) -> DataFacts:
+    """The facts of a dataset, or, where it would have to be downloaded, what its provider says of it; raises DataError."""
+    try:
+        return facts(open_dataset(plugin, target.dataset, options), target)
+    except AbsentDataError as absent:
+        announced: Announced = absent.announced
+        missing = tuple(
+            DownloadPlan(what=f"the images of {target.dataset}", url=each.url, file=each.file, bytes=each.bytes)
+            for each in announced.downloads
+        )
+        return facts(announced.rows(), target).model_copy(update={"listing": None, "downloads": missing})
 
 
 def facts(dataset: Dataset, target: Target) -> DataFacts:

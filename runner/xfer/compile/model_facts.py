@@ -19,7 +19,7 @@ from xfer.errors import UsageError, WeightsError, XferError
 from xfer.plan.model_map import Frozen, ModelMap
 from xfer.plan.preprocess import Preprocess
 
-FACTS_FORMAT = 2  # rises when groups, stages or cuts are derived differently
+FACTS_FORMAT = 3  # rises when groups, stages or cuts are derived differently
 
 
 class ModelFacts(Frozen):
@@ -30,10 +30,12 @@ class ModelFacts(Frozen):
     tag: str | None = None
     url: str | None = None
     file: str | None = None
+    digest: str | None = None
 
 
 class Question(Frozen):
-    """What is asked: `target` is the source plugin, `image_size` None for the weights' own."""
+    """What is asked: `target` is the source plugin, `image_size` None for the weights' own. `stamp` tells one state of a model's file
+    from another, `local` is the text of the recipe's plugin files by their modules."""
 
     target: str
     model: str
@@ -41,6 +43,8 @@ class Question(Frozen):
     library: str
     tag: str | None
     image_size: int | None
+    stamp: str | None = None
+    local: dict[str, str] = {}
 
 
 class UnknownModelError(UsageError):
@@ -60,19 +64,22 @@ def answer(question: Question, *, cache: Path, in_process: bool) -> ModelFacts:
 
 def make(question: Question) -> ModelFacts:
     """The facts, computed here: imports the framework."""
+    for module, text in question.local.items():
+        plugins.load_local(text, stem=plugins.stem(module))
     source = plugins.load(question.target)()
-    models = source.models()
-    if question.name.partition(".")[0] not in models:  # timm's names may carry a weights tag: resnet18.a1_in1k
-        raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
-    tag = source.tag(question.name, question.tag) if question.tag else None
+    if not getattr(source, "named_by_path", False):
+        models = source.models()
+        if question.name.partition(".")[0] not in models:  # timm's names may carry a weights tag: resnet18.a1_in1k
+            raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
+    tag = source.tag(question.name, question.tag, image_size=question.image_size) if question.tag else None
     preprocess = source.preprocess(question.name, tag.name if tag else None)
     backend = plugins.load(plugins.find("backends", source.backend).target)()
     model_map = backend.describe(
         source, model=question.model, name=question.name, pretrained=tag is not None, image_size=question.image_size or preprocess.crop
     )
-    return ModelFacts(
-        map=model_map, preprocess=preprocess, tag=tag.name if tag else None, url=tag.url if tag else None, file=tag.file if tag else None
-    )
+    if tag is None:
+        return ModelFacts(map=model_map, preprocess=preprocess)
+    return ModelFacts(map=model_map, preprocess=preprocess, tag=tag.name, url=tag.url, file=tag.file, digest=tag.digest)
 
 
 def _key(question: Question) -> str:
@@ -100,8 +107,9 @@ def _in_child(question: Question) -> ModelFacts:
         raise XferError(f"the process that describes {question.model} ended without an answer: {last[0]}")
     reply: dict[str, Any] = json.loads(lines[-1])
     if "error" in reply:
-        kind = {"UnknownModelError": UnknownModelError, "WeightsError": WeightsError}.get(reply["kind"], UsageError)
-        raise kind(reply["error"], hint=reply["hint"])
+        if reply["kind"] == "WeightsError":
+            raise WeightsError(reply["error"], path=reply["path"], hint=reply["hint"])
+        raise (UnknownModelError if reply["kind"] == "UnknownModelError" else UsageError)(reply["error"], hint=reply["hint"])
     return ModelFacts.model_validate(reply)
 
 
@@ -109,7 +117,8 @@ def _child(argument: str) -> None:
     try:
         sys.stdout.write(make(Question.model_validate_json(argument)).model_dump_json() + "\n")
     except XferError as error:
-        sys.stdout.write(json.dumps({"error": error.message, "kind": type(error).__name__, "hint": error.hint}) + "\n")
+        reply = {"error": error.message, "kind": type(error).__name__, "hint": error.hint, "path": getattr(error, "path", None)}
+        sys.stdout.write(json.dumps(reply) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from xfer.errors import UsageError
 from xfer.plan.plan import SourcePlan
 from xfer.recipe.loader import Reading
 from xfer.recipe.schema import Recipe
-from xfer.sources.run import open_bundle_source
+from xfer.sources.run import bundle_plugins, open_bundle_source
 
 DEFAULT_METHOD = {"feature": "probe", "model": "finetune", "knowledge": "distill", "domain": "dann"}
 TARGET_KEYS = ("dataset", "splits", "image_size", "batch_size", "augment", "max_bad")
@@ -78,10 +78,9 @@ def _local(reading: Reading, recipe: Recipe, names: Names, collector: Collector)
 
 def _source(recipe: Recipe, names: Names, collector: Collector) -> None:
     model = recipe.source.model
-    separator = "/" if "/" in model and (":" not in model or model.index("/") < model.index(":")) else ":"
-    provider, found, name = model.partition(separator)
+    provider, name = provider_and_name(model)
     known = plugins.registered("sources")
-    if not found or not name:
+    if not name:
         collector.add(
             "source.model",
             f"'{model}' must be provider/name, e.g. torchvision/resnet18, or run:path/to/bundle; providers: {', '.join(known)}",
@@ -95,11 +94,27 @@ def _source(recipe: Recipe, names: Names, collector: Collector) -> None:
         target = known[provider].target
         if provider == "run":
             names.bundle = open_bundle_source(name)
+            names.local_sources = {**bundle_plugins(name), **names.local_sources}  # the recipe's own come last: they win
+            for module, text in names.local_sources.items():
+                plugins.load_local(text, stem=plugins.stem(module))
             name, target = names.bundle.name, names.bundle.target
         plugin = plugins.load(target)()
+        if names.bundle is None and getattr(plugin, "named_by_path", False):
+            name = plugin.located(name)
         names.source = SourceName(plugin.provider, name, target, plugin.backend, plugin.library())
     except UsageError as error:
         collector.add("source.model", error.message + (f"; {error.hint}" if error.hint else ""))
+
+
+def provider_and_name(model: str) -> tuple[str, str]:
+    """The two parts of how a model is named, the second empty where it is missing.
+
+    >>> provider_and_name("timm/resnet18"), provider_and_name("file:pkg://dogs/breeds.h5"), provider_and_name("resnet18")
+    (('timm', 'resnet18'), ('file', 'pkg://dogs/breeds.h5'), ('resnet18', ''))
+    """
+    separator = "/" if "/" in model and (":" not in model or model.index("/") < model.index(":")) else ":"
+    provider, _, name = model.partition(separator)
+    return provider, name
 
 
 def _dataset(recipe: Recipe, names: Names, collector: Collector) -> None:

@@ -76,6 +76,9 @@ def lower_train(written: Written, model: ModelMap, collector: Collector) -> tupl
             else:
                 collector.add(path, str(fault))
     order = [*(group.name for group in model.groups), HEAD]
+    if chosen - {HEAD} and not model.n_parameters:
+        why = f" ({model.note})" if model.note else ""
+        collector.add(written.at("train"), f"{model.model} has no tensor that can be trained{why}; only the new head can: train: head")
     return tuple(name for name in order if name in chosen)
 
 

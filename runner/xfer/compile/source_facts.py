@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from xfer import plugins
 from xfer.compile.collector import Collector
 from xfer.compile.model_facts import ModelFacts, Question, UnknownModelError, answer
 from xfer.compile.names import Names
 from xfer.data.locations import locate, missing
 from xfer.errors import UsageError, WeightsError
-from xfer.plan.plan import WeightsPlan
+from xfer.plan.model_map import ModelMap
+from xfer.plan.plan import DownloadPlan, WeightsPlan
 from xfer.plan.preprocess import Preprocess
 from xfer.recipe.schema import Recipe, Weights
+from xfer.sources.fetching import present
 from xfer.sources.preprocessing import override
 
+FLOAT32_BYTES = 4
 FILE_ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".npz", ".pkl", ".h5", ".keras", ".ckpt")
 
 
@@ -37,7 +41,14 @@ class WeightsChoice:
         if self.kind == "bundle":
             return WeightsPlan(kind="bundle", location=self.location)
         if self.kind == "tag":
-            return WeightsPlan(kind="tag", location=facts.tag or self.location, file=facts.file, url=facts.url, provider=self.provider)
+            return WeightsPlan(
+                kind="tag",
+                location=facts.tag or self.location,
+                file=facts.file,
+                url=facts.url,
+                provider=self.provider,
+                digest=facts.digest,
+            )
         try:
             place = locate(self.location)
             if look and place.url is None and not place.file.is_file():
@@ -54,6 +65,16 @@ class WeightsChoice:
             part=self.part,
             provider=self.provider,
         )
+
+
+def absent_weights(weights: WeightsPlan, *, model: ModelMap) -> list[DownloadPlan]:
+    """What will be downloaded for the source: nothing, or one file. A provider's own holds the model's tensors, in float32."""
+    if weights.url is None or weights.file is None or present(weights) is not None:
+        return []
+    tensors = [tensor for group in model.groups for tensor in group.tensors] + list(model.classifier)
+    size = sum(tensor.size for tensor in tensors) * FLOAT32_BYTES if weights.kind == "tag" else None
+    what = f"the weights {weights.location} of {model.model}" if weights.kind == "tag" else "the source's weights"
+    return [DownloadPlan(what=what, url=weights.url, file=weights.file, bytes=size)]
 
 
 def choose_weights(recipe: Recipe, names: Names, collector: Collector) -> WeightsChoice | None:
@@ -82,6 +103,15 @@ def ask(
     tag = weights.location if weights.kind == "tag" else None
     if names.bundle is not None and names.bundle.weights.pretrained:
         tag = "DEFAULT"
+    plugin = plugins.load(names.source.target)
+    if getattr(plugin, "needs_trust", None) and not recipe.source.trust:
+        collector.add("source.trust", plugin.needs_trust)
+        return None
+    try:
+        stamp = plugin().stamp(names.source.name) if getattr(plugin, "named_by_path", False) else None
+    except UsageError as error:
+        collector.add("source.model", error.message + (f"; {error.hint}" if error.hint else ""))
+        return None
     question = Question(
         target=names.source.target,
         model=recipe.source.model,
@@ -89,13 +119,15 @@ def ask(
         library=names.source.library,
         tag=tag,
         image_size=recipe.target.image_size or recipe.source.preprocess.crop or (names.bundle.preprocess.crop if names.bundle else None),
+        stamp=stamp,
+        local=names.local_sources,
     )
     try:
         return answer(question, cache=cache, in_process=in_process)
     except UnknownModelError as error:
         collector.add("source.model", error.message, candidates=[error.hint or ""], wanted=error.hint)
     except WeightsError as error:
-        collector.add("source.weights", error.message, candidates=[error.hint or ""], wanted=error.hint)
+        collector.add(error.path, error.message + (f"; {error.hint}" if error.hint else ""))
     except UsageError as error:
         path = "target.image_size" if recipe.target.image_size else "source.model"
         collector.add(path, error.message + (f"; {error.hint}" if error.hint else ""))

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -97,10 +98,11 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" + ("?…" if parts.query else "")
 
 
-def copy_in(url: str, file: Path) -> None:
+def copy_in(url: str, file: Path, *, check: Callable[[Path], None] | None = None) -> None:
     """Copy what lies behind a URL to `file`: to a temporary name first, so that a half copy never takes its name.
 
-    Raises UsageError with the reason when it can't be had, DiskFullError when there is no room.
+    `check` may look at the copy before it takes the name, and raise what is wrong with it. Raises UsageError with the reason when it
+    can't be had, DiskFullError when there is no room.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,8 @@ def copy_in(url: str, file: Path) -> None:
             _copy_web(url, copied)
         else:
             _copy_filesystem(url, copied)
+        if check is not None:
+            check(copied)
         if not (copied.is_dir() and file.is_dir()):  # a folder that another process put there meanwhile stays
             os.replace(copied, file)
     except OSError as error:

@@ -10,21 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from xfer.data.array_sets import DIGITS, FASHION, Arrays, check_labels
 from xfer.data.cifar import CIFAR10, CIFAR100, Edition, find_cifar, read_cifar
 from xfer.data.dataset import SplitName
 from xfer.data.idx import find_idx, read_idx
 from xfer.errors import DataError
 
-DIGITS = tuple(string.digits)
 _SPLITS: tuple[SplitName, SplitName] = ("train", "test")
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """What was found: per split its name, images uint8 [n, H, W] or [n, H, W, 3], and labels [n] into `classes`."""
-
-    parts: tuple[tuple[SplitName, np.ndarray, np.ndarray], ...]
-    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def _idx(name: str, classes: dict[str, tuple[str, ...]]) -> ArraySet:
                 return None
             images = read_idx(image_file, n_dimensions=3)
             labels = read_idx(label_file, n_dimensions=1).astype(np.int64) - (variant == "letters")  # letters count from 1
-            _check_labels(image_file, images, label_file, labels, len(classes[variant]))
+            check_labels(image_file, images, label_file, labels, len(classes[variant]))
             parts.append((split, images, labels))
         return Arrays(tuple(parts), classes[variant])
 
@@ -101,7 +93,7 @@ def _read_svhn(root: Path, variant: str) -> Arrays | None:
             raise DataError(
                 f"{file}: it can't be read: {error}", path="target.path", hint="get it again; half a download looks like this"
             ) from error
-        _check_labels(file, images, file, labels, 10)
+        check_labels(file, images, file, labels, 10)
         parts.append((split, images, labels))
     return Arrays(tuple(parts), DIGITS)
 
@@ -123,7 +115,7 @@ def _read_stl10(root: Path, variant: str) -> Arrays | None:
                 hint="unpack the archive again",
             )
         images = np.memmap(image_file, np.uint8, mode="r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # stored column by column
-        _check_labels(image_file, images, label_file, labels, len(classes))
+        check_labels(image_file, images, label_file, labels, len(classes))
         parts.append((split, images, labels))
     return Arrays(tuple(parts), classes)
 
@@ -144,7 +136,7 @@ def _read_usps(root: Path, variant: str) -> Arrays | None:
                 f"{file}: it can't be read: {error}", path="target.path", hint="get it again; half a download looks like this"
             ) from error
         images = np.rint((values + 1) * 127.5).clip(0, 255).astype(np.uint8)
-        _check_labels(file, images, file, labels, 10)
+        check_labels(file, images, file, labels, 10)
         parts.append((split, images, labels))
     return Arrays(tuple(parts), DIGITS)
 
@@ -153,18 +145,9 @@ def _first(root: Path, folder: str, file: str) -> Path | None:
     return next((place for place in (root / file, root / folder / file) if place.is_file()), None)
 
 
-def _check_labels(image_file: Path, images: np.ndarray, label_file: Path, labels: np.ndarray, n_classes: int) -> None:
-    if len(images) != len(labels):
-        raise DataError(f"{image_file} holds {len(images)} images and {label_file} {len(labels)} labels", path="target.path")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
-        raise DataError(
-            f"{label_file}: labels from {labels.min()} to {labels.max()}, but there are {n_classes} classes", path="target.path"
-        )
-
-
 # Letters whose capital and small forms share a class in two of EMNIST's variants.
 _APART = tuple(sorted(set(string.ascii_lowercase) - set("cijklmopsuvwxyz")))
-_EMNIST = {
+EMNIST_CLASSES = {
     "byclass": (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase),
     "bymerge": (*DIGITS, *string.ascii_uppercase, *_APART),
     "balanced": (*DIGITS, *string.ascii_uppercase, *_APART),
@@ -172,15 +155,14 @@ _EMNIST = {
     "digits": DIGITS,
     "mnist": DIGITS,
 }
-_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 ARRAY_SETS: dict[str, ArraySet] = {
     "CIFAR10": _cifar(CIFAR10),
     "CIFAR100": _cifar(CIFAR100),
-    "EMNIST": _idx("EMNIST", _EMNIST),
-    "FashionMNIST": _idx("FashionMNIST", {"": _FASHION}),
-    "KMNIST": _idx("KMNIST", {"": _KUZUSHIJI}),
+    "EMNIST": _idx("EMNIST", EMNIST_CLASSES),
+    "FashionMNIST": _idx("FashionMNIST", {"": FASHION}),
+    "KMNIST": _idx("KMNIST", {"": KUZUSHIJI}),
     "MNIST": _idx("MNIST", {"": DIGITS}),
     "STL10": ArraySet(
         _read_stl10, lambda variant: "stl10_binary/ with train_X.bin, train_y.bin, test_X.bin and test_y.bin", ({"split": "train"},)

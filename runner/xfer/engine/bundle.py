@@ -160,7 +160,7 @@ def read_plan(folder: Path) -> Plan:
 def load_plugins(plan: Plan) -> None:
     """Load the local plugins that travel with a plan, under the module names that its targets have: xfer_local_<digest>_<stem>."""
     for name, source in plan.plugins.items():
-        plugins.load_local(source, stem=name.split("_", 3)[3])
+        plugins.load_local(source, stem=plugins.stem(name))
 
 
 def _write_csv(path: Path, bad: Mapping[str, str]) -> None:

@@ -364,4 +364,3 @@ class _Filler:
         """Raises what a commit raised."""
         while self._commits and (wait or self._commits[0].done() or len(self._commits) > 2):
             self._commits.pop(0).result()
-

@@ -16,6 +16,7 @@ from xfer import plugins
 from xfer.backends.backend import Backend, Network
 from xfer.engine.baselines import Baselines, fit_baselines
 from xfer.engine.bundle import Bundle, load_plugins
+from xfer.engine.downloads import fetch_dataset
 from xfer.engine.files import write_atomic, write_json
 from xfer.engine.inputs import Inputs, Stop, contents_digest
 from xfer.engine.reporter import Reporter
@@ -70,7 +71,7 @@ class Run:
         load_plugins(self.plan)
         lock = self.bundle.lock()
         weights = download(self.plan.source.weights, say=self.reporter.note)
-        self.target = Target.open(self.plan.data)
+        self.target = Target.open(self.plan.data, dataset=fetch_dataset(self.plan.data, say=self.reporter.note))
         self.network = self.backend.build(self.plan, threads=lock.get("threads"))
         self.device = self.backend.device(self.plan.runtime.device)
         self.versions = self.backend.versions()

@@ -24,9 +24,9 @@ class Target:
         self._seen = np.zeros(len(dataset), bool)
 
     @classmethod
-    def open(cls, plan: DataPlan) -> Target:
-        """Raises DataError where the dataset is not the one that was planned with."""
-        dataset = open_dataset(plan.target, plan.dataset, plan.options)
+    def open(cls, plan: DataPlan, *, dataset: Dataset | None = None) -> Target:
+        """Raises DataError where the dataset (opened anew if it is not given) is not the one that was planned with."""
+        dataset = dataset or open_dataset(plan.target, plan.dataset, plan.options)
         if listing_digest(dataset) != plan.listing:
             raise DataError(
                 f"the dataset changed since the plan was made: {len(dataset)} images now, {plan.images} then, or other names or labels",

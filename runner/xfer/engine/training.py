@@ -66,7 +66,7 @@ class PhaseRunner:
         self.target, self.bundle, self.reporter, self.stop = target, bundle, reporter, stop
         self.rows = target.rows("train")
         self.batch_size = plan.data.batch_size
-        self.steps_per_epoch = -(-len(self.rows) // self.batch_size)
+        self.steps_per_epoch = training.steps(len(self.rows), self.batch_size)
         self.every_steps, self.every_seconds = checkpoint_interval(plan.runtime.checkpoint)
         self.best: dict[str, np.ndarray] = {}
         self._saved_at, self._steps_since = time.monotonic(), 0

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from xfer.compile.phases import with_statistics
 from xfer.engine.inputs import Inputs, decode_threads, rebatch
 from xfer.engine.views import View, augmented_rows, canvas_view, fixed_view, random_view
 from xfer.plan.model_map import PIXELS
@@ -19,10 +20,15 @@ BATCHES_AHEAD = 3
 
 class TrainingRows:
     """The phase's training input, epoch by epoch. `opened` makes and prepares the inputs that it needs, and `make` one that needs no
-    preparation because it is streamed."""
+    preparation because it is streamed.
+
+    Where batch normalisation learns, a last batch of one image is part of the batch before it, which is then one larger: one image
+    alone has no variance once its maps are down to one position (torch refuses it), and says little about a data set before that.
+    """
 
     def __init__(self, plan: Plan, phase: PhasePlan, *, opened: Open, make: Open) -> None:
         self.plan, self.phase, self.augment, self._make = plan, phase, phase.augment, make
+        self.learns_statistics = learns_statistics(plan, phase)
         self.views: list[Inputs] = []
         if self.augment is None:
             self.views = [opened(phase.input, None)]
@@ -32,8 +38,24 @@ class TrainingRows:
         else:
             self.canvases = opened(canvas_place(self.augment), canvas_view(plan, self.augment))
 
+    def steps(self, n_rows: int, size: int) -> int:
+        """How many batches so many rows make."""
+        return -(-n_rows // size) - self._joins_the_last(n_rows, size)
+
+    def _joins_the_last(self, n_rows: int, size: int) -> bool:
+        return self.learns_statistics and n_rows > size and n_rows % size == 1
+
     def batches(self, rows: np.ndarray, size: int, *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, inputs [k, *shape]) at the phase's cut, in the order of `rows`, `size` at a time."""
+        """(rows, inputs [k, *shape]) at the phase's cut, in the order of `rows`, `size` at a time; the last as short as it comes, or
+        one longer, as above. What is left of an epoch is put into the batches that the whole epoch has."""
+        n_last = size + 1 if self._joins_the_last(len(rows), size) else 0
+        yield from self._batches(rows[: len(rows) - n_last], size, epoch=epoch)
+        if n_last:
+            yield from self._batches(rows[len(rows) - n_last :], n_last, epoch=epoch)
+
+    def _batches(self, rows: np.ndarray, size: int, *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if not len(rows):
+            return iter(())
         if self.views:
             return self.views[epoch % len(self.views)].batches(rows, size)
         assert self.augment is not None
@@ -68,6 +90,12 @@ class TrainingRows:
 
     def _drawn(self, drawn: Inputs, part: np.ndarray, pieces: list[Future[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         return part, drawn.from_pixels(np.concatenate([piece.result() for piece in pieces]))
+
+
+def learns_statistics(plan: Plan, phase: PhasePlan) -> bool:
+    """Whether batch normalisation somewhere learns from the phase's batches."""
+    keeping = with_statistics(plan.model)
+    return bool(keeping) if plan.method.rewrites_statistics else phase.norm == "train" and bool(keeping & set(phase.train))
 
 
 def canvas_place(augment: AugmentPlan) -> InputPlan:

@@ -56,7 +56,7 @@ class Seen(Activations, Protocol):
     """What a step is given. Everything but `labels`, `source` and the teacher's activations carries gradients."""
 
     labels: Array  # int64 [n]
-    progress: float  # 0 at the phase's first step, 1 at its end
+    progress: Array  # a scalar, 0 at the phase's first step, 1 at its end; where a step is a graph, a tensor
 
     @property
     def own(self) -> Mapping[str, Array]:

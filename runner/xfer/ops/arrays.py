@@ -160,4 +160,4 @@ def l2_normalise(x: Array, epsilon: float = 1e-12) -> Array:
     array([[0.6, 0.8]])
     """
     norm = sqrt(reduce_sum(square(x), axis=-1) + epsilon)
-    return x / reshape(norm, (*norm.shape, 1))
+    return x / norm[..., None]

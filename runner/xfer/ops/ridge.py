@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from xfer.errors import DivergedError
 
@@ -111,7 +112,8 @@ class RidgeProbe:
         deviation = np.where(constant, np.inf, np.sqrt(variance))
         products /= np.outer(deviation, deviation)
         targets = (self._class_sums - self._class_counts[:, None] * offset).T / deviation[:, None]
-        values, vectors = np.linalg.eigh(products)
+        with threadpool_limits(1, "blas"):  # its threads wait by spinning: on a busy machine two took 24 seconds for what one does in half
+            values, vectors = np.linalg.eigh(products)
         return np.clip(values, 0, None), vectors, vectors.T @ targets, deviation
 
     def _mean(self) -> np.ndarray:

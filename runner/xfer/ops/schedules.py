@@ -44,3 +44,13 @@ def one_cycle(step: float, steps: float) -> float:
 
 def _between(start: float, end: float, position: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * position))
+
+
+def decay_at(decay: float, step: int) -> float:
+    """The decay at the phase's `step`: it rises from 1/10, so that a short run is not an average of its start (as TensorFlow's
+    ExponentialMovingAverage does with `num_updates`).
+
+    >>> decay_at(0.99, 0), round(decay_at(0.99, 10), 2), decay_at(0.99, 10_000)
+    (0.1, 0.55, 0.99)
+    """
+    return min(decay, (1 + step) / (10 + step))

@@ -26,6 +26,17 @@ class WeightsPlan(Frozen):
     part: str | None = None
     provider: str | None = None  # for messages: 'torchvision', 'timm'
     pretrained: bool = False  # of a bundle: its network was built as for the provider's own weights
+    digest: str | None = None  # of a tag: the file's SHA-256 or MD5, where the provider tells it
+
+
+class DownloadPlan(Frozen):
+    """A file that is not on this machine and that `xfer run` and `xfer fetch` download before anything else. `what` is for people:
+    'the images of keras/cifar10'."""
+
+    what: str
+    url: str
+    file: str  # absolute
+    bytes: int | None = None  # about; None where nobody says
 
 
 class SourcePlan(Frozen):
@@ -42,7 +53,8 @@ class SourcePlan(Frozen):
 
 class DataPlan(Frozen):
     """The target dataset and its splits. `counts` is images by split and class, `listing` a digest over names and labels:
-    a dataset that changed between plan and run is noticed by it."""
+    a dataset that changed between plan and run is noticed by it. It is None where the files are not there yet: classes and counts are
+    then what the provider says (evenly over the classes where it tells only totals). Such a plan can be shown, and never runs."""
 
     dataset: str
     target: str  # the dataset plugin's module:attribute
@@ -50,7 +62,7 @@ class DataPlan(Frozen):
     classes: tuple[str, ...]
     images: int
     counts: dict[str, dict[str, int]]
-    listing: str
+    listing: str | None
     val: float
     test: float
     split_seed: int
@@ -222,6 +234,7 @@ class Plan(Frozen):
     runtime: RuntimePlan
     never_trained: tuple[str, ...]
     total_parameters: int
+    downloads: tuple[DownloadPlan, ...] = ()
     plugins: dict[str, str] = {}  # local plugin module name -> source text
 
     def write(self, path: Path) -> None:

@@ -23,3 +23,18 @@ class Preprocess(Frozen):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     scale: float = 255.0
     channels: Literal["rgb", "bgr"] = "rgb"
+
+    @property
+    def values(self) -> str:
+        """What the network's input lies between, for people.
+
+        >>> Preprocess(resize=8, crop=8, mean=(0.5,) * 3, std=(0.5,) * 3).values
+        '-1..1'
+        >>> Preprocess(resize=8, crop=8).values
+        '0..1, less mean 0.485, 0.456, 0.406, by deviation 0.229, 0.224, 0.225'
+        """
+        ends = [{(value / self.scale - m) / s for m, s in zip(self.mean, self.std, strict=True)} for value in (0, 255)]
+        if all(len(end) == 1 for end in ends):
+            return "..".join(f"{end.pop():g}" for end in ends)
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"0..{255 / self.scale:g}, less mean {mean}, by deviation {std}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from xfer.plan.plan import PhasePlan, Plan, WeightsPlan
+from xfer.compile.inputs import size
+from xfer.data.locations import shown
+from xfer.plan.plan import DownloadPlan, PhasePlan, Plan, WeightsPlan
 from xfer.report import phase_words
 from xfer.report.group_names import compressed, rates
 from xfer.report.moves import furthest
@@ -22,7 +25,36 @@ CLASSES_SHOWN = 12
 def show_plan(plan: Plan) -> RenderableType:
     """The whole Plan. How much of it is in the store already is not said: the keys are made of what is in the weights and images."""
     phases = [part for phase in plan.phases for part in (Text(), _phase(plan, phase))]
-    return Group(_facts(plan), Text(), _splits(plan), *phases)
+    first = [part for download in plan.downloads for part in (_download(download), Text())]
+    return Group(*first, _facts(plan), Text(), _splits(plan), *phases)
+
+
+def download_line(download: DownloadPlan) -> str:
+    """What `xfer check` says of a file that is not on this machine.
+
+    >>> download_line(DownloadPlan(what="the images of a/b", url="https://data.example/b.tar.gz", file="/k/b.tar.gz", bytes=170_498_071))
+    'will be downloaded: the images of a/b, about 170 MB, from data.example: https://data.example/b.tar.gz to /k/b.tar.gz'
+    """
+    return f"will be downloaded: {_what(download)}, from {_where(download)} to {download.file}"
+
+
+def _what(download: DownloadPlan) -> str:
+    return download.what + (f", about {size(download.bytes)}" if download.bytes is not None else "")
+
+
+def _where(download: DownloadPlan) -> str:
+    address = shown(download.url)
+    return f"{urlsplit(address).hostname or 'there'}: {address}"
+
+
+def _download(download: DownloadPlan) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    _row(table, "will be downloaded", _what(download))
+    _row(table, "from", _where(download))
+    _row(table, "to", download.file)
+    return table
 
 
 def show_result(result: Mapping[str, Any]) -> RenderableType:
@@ -74,7 +106,7 @@ def _facts(plan: Plan) -> Table:
         ("recipe", f"{plan.name}, seed {plan.seed}"),
         ("source", f"{plan.source.model} {library}"),
         ("weights", weights(plan.source.weights)),
-        ("images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}"),
+        ("images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}, {preprocess.values}"),
         ("transfer", f"{plan.method.type}, method {phase_words.method(plan.method)}"),
         ("own groups", phase_words.own_groups(plan.method)),
         ("looks at", phase_words.taps(plan.method, plan.model)),
@@ -97,7 +129,9 @@ def weights(plan: WeightsPlan) -> str:
     """Where the weights come from, and what will be downloaded from whom."""
     if plan.kind == "none":
         return "none: drawn at random from the seed"
-    there = plan.file is not None and Path(plan.file).is_file()
+    if plan.file is None:
+        return plan.location
+    there = Path(plan.file).is_file()
     if there or plan.url is None:
         return f"{plan.location}, {'match: order, ' if plan.match == 'order' else ''}read from {plan.file}"
     return f"{plan.location}, will be downloaded from {plan.provider or 'its URL'}: {plan.url} to {plan.file}"
@@ -109,6 +143,9 @@ def _splits(plan: Plan) -> Table:
     table.add_column("class", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
+    if plan.data.listing is None:  # the provider may say no more than totals
+        _row(table, f"all {len(plan.data.classes)}, as announced", *(count(sum(plan.data.counts[name].values())) for name in names))
+        return table
     for label in plan.data.classes[:CLASSES_SHOWN]:
         _row(table, label, *(count(plan.data.counts[name].get(label, 0)) for name in names))
     if len(plan.data.classes) > CLASSES_SHOWN:

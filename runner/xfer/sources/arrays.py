@@ -163,6 +163,15 @@ def read_archive(file: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def checked(value: np.ndarray, name: str, file: Path) -> np.ndarray:
+    """An array of plain numbers in this machine's order of bytes, in row-major memory of its own; raises WeightsError."""
+    if value.dtype.kind not in NUMBER_KINDS:
+        raise WeightsError(f"{file}: '{name}' is an array of {value.dtype}, not of numbers")
+    if value.dtype.itemsize > 8:  # long double, which no framework has
+        value = value.astype(np.float64)
+    return np.array(value, value.dtype.newbyteorder("="), order="C")
+
+
 def refused(file: Path, name: str) -> WeightsError:
     """The error for a file that wants more than tensors."""
     return WeightsError(

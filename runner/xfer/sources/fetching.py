@@ -18,6 +18,7 @@ from xfer.plan.plan import WeightsPlan
 BLOCK_BYTES = 1 << 20
 # torch's habit: the first digits of a file's SHA-256 stand before its ending.
 NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.[^./]+$")
+MD5_DIGITS = 32
 HUB_URL = re.compile(r"^/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)$")
 
 
@@ -47,32 +48,34 @@ def download(weights: WeightsPlan, *, say: Callable[[str], None] | None = None) 
     if say is not None:
         say(f"downloading {shown(weights.url)} to {file}")
     try:
-        copy_in(weights.url, file)
+        copy_in(weights.url, file, check=lambda copied: _verify(copied, weights))
+    except WeightsError:
+        raise
     except UsageError as error:
         raise WeightsError(
             f"the weights {weights.location} are not on this machine and can't be downloaded: {error.message}",
             hint=f"fetch {shown(weights.url)} elsewhere and put it at {file}",
         ) from None
-    if weights.kind == "tag":
-        _verify(file, weights.url)
     return file
 
 
-def _verify(file: Path, url: str) -> None:
-    """Only what was just downloaded: a file that lay there already may be the user's own."""
-    named = NAMED_DIGEST.search(urlsplit(url).path)
-    if named is None:
+def _verify(copied: Path, weights: WeightsPlan) -> None:
+    """A provider's own weights must have the digest that it tells, or that stands in the name. Only what was just downloaded is
+    looked at: a file that lay there already may be the user's own."""
+    assert weights.url is not None
+    named = NAMED_DIGEST.search(urlsplit(weights.url).path)
+    wanted = weights.digest or (named[1] if named else None)
+    if weights.kind != "tag" or wanted is None:
         return
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    kind, digest = ("MD5", hashlib.md5()) if weights.digest is not None and len(wanted) == MD5_DIGITS else ("SHA-256", hashlib.sha256())
+    with copied.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
-    if not digest.hexdigest().startswith(named[1]):
-        file.unlink()
+    if not digest.hexdigest().startswith(wanted):
         raise WeightsError(
-            f"what was downloaded from {shown(url)} is not the file of that name: its SHA-256 begins with "
-            f"{digest.hexdigest()[: len(named[1])]}, not {named[1]}; it was deleted",
-            hint=f"something between here and the server changed it; fetch it another way and put it at {file}",
+            f"what was downloaded from {shown(weights.url)} is not the file of that name: its {kind} begins with "
+            f"{digest.hexdigest()[: len(wanted)]}, not {wanted}; it was deleted",
+            hint=f"something between here and the server changed it; fetch it another way and put it at {weights.file}",
         )
 
 

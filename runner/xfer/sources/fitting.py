@@ -1,19 +1,22 @@
-"""A file's tensors put in the place of a network's: by name or by order, complete, or an error that lists what does not fit."""
+"""A file's tensors put in the place of a network's: by name or by order, complete, or an error that lists what does not fit.
+
+They may be torch's tensors or numpy's arrays; what comes out is of the kind that went in.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from xfer.errors import WeightsError
 from xfer.plan.model_map import ModelMap, Tensor
 from xfer.plugins import nearest
-from xfer.sources.alignment import Pairing, align
+from xfer.sources import tensors as numbers
+from xfer.sources.alignment import Layout, Pairing, align
 
-if TYPE_CHECKING:
-    import torch
+Named = dict[str, Any]  # torch's tensors or numpy's arrays by name
 
 SHOWN = 10  # names that a message lists before it counts
 # What checkpoints wrap a state dict in, and what wrapping a module puts before its names.
@@ -32,6 +35,7 @@ class Wanted:
     classifier: dict[str, Tensor]
     sequence: tuple[str, ...]  # both, in the network's own order
     finite: frozenset[str]  # parameters and what normalisation layers own: no infinite value means anything there
+    layout: Layout = "torch"  # how the network's kernels lie
 
     @classmethod
     def of(cls, model_map: ModelMap, order: Sequence[str] | None) -> Wanted:
@@ -41,16 +45,21 @@ class Wanted:
         sequence = tuple(name for name in order if name in known) if order is not None else tuple(known)
         norm = {name for group in model_map.groups for name in group.norm}
         finite = frozenset(name for name, tensor in required.items() if tensor.kind == "parameter" or name in norm)
-        return cls(model_map.model, required, classifier, sequence, finite)
+        return cls(model_map.model, required, classifier, sequence, finite, "torch" if model_map.backend == "torch" else "keras")
+
+    @property
+    def separator(self) -> str:
+        """What stands between the parts of the network's names."""
+        return "." if self.layout == "torch" else "/"
 
     @property
     def replaced(self) -> tuple[str, ...]:
         """Prefixes under which only the classifier lies: whatever a file has there, the new head takes its place."""
         prefixes = set()
         for name in self.classifier:
-            parts = name.split(".")
+            parts = name.split(self.separator)
             for depth in range(1, len(parts)):
-                prefix = ".".join(parts[:depth]) + "."
+                prefix = self.separator.join(parts[:depth]) + self.separator
                 if not any(required.startswith(prefix) for required in self.required):
                     prefixes.add(prefix)
                     break
@@ -62,15 +71,15 @@ class Wanted:
 
 
 def fit(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, Any],
     *,
     model_map: ModelMap,
     match: Literal["name", "order"] = "name",
     part: str | None = None,
     order: Sequence[str] | None = None,
-    adapt: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
+    adapt: Callable[[Named], Named] | None = None,
     origin: str = "this file",
-) -> dict[str, torch.Tensor]:
+) -> Named:
     """The network's tensors by its own names, float32 where they are real numbers, integers as they are.
 
     The classifier and auxiliary heads are left out, whether the file has them or not. `order` is the network's names in its
@@ -78,14 +87,14 @@ def fit(
     messages. Raises WeightsError.
     """
     wanted = Wanted.of(model_map, order)
-    scope = _part(tensors, part, origin) if part else dict(tensors)
+    scope = _inside(tensors, part, origin) if part else dict(tensors)
     scope = peeled(scope, wanted)
     if match == "order":
         return _finished(_by_order(scope, wanted, origin), wanted, origin)
     return _finished(_by_name(adapt(scope) if adapt else scope, wanted, origin), wanted, origin)
 
 
-def peeled(tensors: dict[str, torch.Tensor], wanted: Wanted) -> dict[str, torch.Tensor]:
+def peeled(tensors: Named, wanted: Wanted) -> Named:
     """Without what wraps a state dict: {'state_dict': …}, {'model': …}, 'module.' before every name, '_orig_mod.' anywhere."""
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
     while not any(name in wanted.required or name in wanted.classifier for name in tensors):
@@ -101,25 +110,30 @@ def peeled(tensors: dict[str, torch.Tensor], wanted: Wanted) -> dict[str, torch.
     return tensors
 
 
-def _part(tensors: Mapping[str, torch.Tensor], part: str, origin: str) -> dict[str, torch.Tensor]:
+def _inside(tensors: Mapping[str, Any], part: str, origin: str) -> Named:
     scope = dict(tensors)
     while True:
         for separator in "/.":
             prefix = part.rstrip("/.") + separator
-            inside = {name.removeprefix(prefix): tensor for name, tensor in scope.items() if name.startswith(prefix)}
-            if inside:
-                return inside
+            found = {name.removeprefix(prefix): tensor for name, tensor in scope.items() if name.startswith(prefix)}
+            if found:
+                return found
         wrapper = next((w for w in WRAPPERS if any(name.startswith((f"{w}/", f"{w}.")) for name in scope)), None)
         if wrapper is None:
             break
         scope = {name[len(wrapper) + 1 :]: tensor for name, tensor in scope.items() if name.startswith((f"{wrapper}/", f"{wrapper}."))}
-    tops = list(dict.fromkeys(re.split(r"[/.]", name)[0] for name in [*scope, *tensors] if re.search(r"[/.]", name)))
+    raise unknown_part([*scope, *tensors], part, origin)
+
+
+def unknown_part(names: Sequence[str], part: str, origin: str, *, separators: str = "/.") -> WeightsError:
+    """The error for a part that a file does not have, with the parts that there are among the names of its tensors."""
+    tops = list(dict.fromkeys(re.split(f"[{separators}]", name)[0] for name in names if re.search(f"[{separators}]", name)))
     guess = nearest(part, tops)
     more = f"; did you mean '{guess}'?" if guess else f"; its parts are {_listed(tops)}" if tops else "; it has no parts"
-    raise WeightsError(f"{origin} has no part '{part}'{more}", path="source.weights.part")
+    return WeightsError(f"{origin} has no part '{part}'{more}", path="source.weights.part")
 
 
-def _by_name(tensors: dict[str, torch.Tensor], wanted: Wanted, origin: str) -> dict[str, torch.Tensor]:
+def _by_name(tensors: Named, wanted: Wanted, origin: str) -> Named:
     chosen = {name: tensors[name] for name in wanted.required if name in tensors}
     missing = [name for name in wanted.required if name not in tensors and _leaf(name) not in DERIVED]
     unexpected = [name for name in tensors if name not in wanted.required and not wanted.is_ignored(name)]
@@ -138,7 +152,7 @@ def _by_name(tensors: dict[str, torch.Tensor], wanted: Wanted, origin: str) -> d
     raise WeightsError(f"{origin} does not fit {wanted.model}: " + "; ".join(parts) + (f"; {advice}" if advice else ""))
 
 
-def _advice(tensors: dict[str, torch.Tensor], wanted: Wanted, missing: list[str], unexpected: list[str], other: list[str]) -> str | None:
+def _advice(tensors: Named, wanted: Wanted, missing: list[str], unexpected: list[str], other: list[str]) -> str | None:
     """What would make it fit, if that can be told."""
     prefix = _prefix(tensors, wanted) if missing else None
     if prefix is not None:
@@ -147,7 +161,7 @@ def _advice(tensors: dict[str, torch.Tensor], wanted: Wanted, missing: list[str]
         return f"{place}: try 'part: {prefix[:-1]}' beside weights.path"
     needed = [name for name in wanted.required if _leaf(name) not in DERIVED]
     if len(missing) > len(needed) / 2:
-        if align(tensors, wanted.required, wanted.classifier, wanted.sequence).pairs is not None:
+        if align(tensors, wanted.required, wanted.classifier, wanted.sequence, layout=wanted.layout).pairs is not None:
             return f"{len(missing)} names differ but order and shapes agree: try 'match: order' beside weights.path"
         if len(missing) == len(needed):
             return "no name agrees: these are the weights of another model, or of another library's build of it"
@@ -168,39 +182,37 @@ def _prefix(tensors: Iterable[str], wanted: Wanted) -> str | None:
     return best if best is not None and votes[best] >= len(needed) else None
 
 
-def _by_order(tensors: dict[str, torch.Tensor], wanted: Wanted, origin: str) -> dict[str, torch.Tensor]:
+def _by_order(tensors: Named, wanted: Wanted, origin: str) -> Named:
     for sequence in dict.fromkeys([wanted.sequence, (*wanted.required, *wanted.classifier)]):
-        pairing = align(tensors, wanted.required, wanted.classifier, sequence)
+        pairing = align(tensors, wanted.required, wanted.classifier, sequence, layout=wanted.layout)
         if pairing.pairs is not None:
             return _paired(tensors, pairing)
-    first = align(tensors, wanted.required, wanted.classifier, wanted.sequence)
+    first = align(tensors, wanted.required, wanted.classifier, wanted.sequence, layout=wanted.layout)
     raise WeightsError(f"{origin} does not fit {wanted.model} by order: {first.reason}")
 
 
-def _paired(tensors: dict[str, torch.Tensor], pairing: Pairing) -> dict[str, torch.Tensor]:
+def _paired(tensors: Named, pairing: Pairing) -> Named:
     assert pairing.pairs is not None
-    return {name: tensors[theirs].permute(axes) if axes else tensors[theirs] for name, (theirs, axes) in pairing.pairs.items()}
+    return {name: numbers.turned(tensors[theirs], axes) if axes else tensors[theirs] for name, (theirs, axes) in pairing.pairs.items()}
 
 
-def _finished(chosen: dict[str, torch.Tensor], wanted: Wanted, origin: str) -> dict[str, torch.Tensor]:
+def _finished(chosen: Named, wanted: Wanted, origin: str) -> Named:
     """Checked for values that are no numbers, in the types that a network computes in, with the counters that files leave out."""
-    import torch
-
     done, broken, whole = {}, [], []
     for name, expected in wanted.required.items():
         if name not in chosen:
             if _leaf(name) == "num_batches_tracked":
-                done[name] = torch.zeros(expected.shape, dtype=torch.int64)
+                done[name] = numbers.counter(expected.shape)
             continue
         tensor = chosen[name]
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32)
-            check: Callable[..., torch.Tensor] = torch.isfinite if name in wanted.finite else lambda values: ~torch.isnan(values)
-            if not bool(check(tensor).all()):
-                broken.append(f"{name} has {int((~check(tensor)).sum())} of {_n(tensor.numel(), 'value')}")
+        if numbers.is_real(tensor):
+            tensor = numbers.float32(tensor)
+            bad = numbers.spoilt(tensor, finite=name in wanted.finite)
+            if bad:
+                broken.append(f"{name} has {bad} of {_n(numbers.count(tensor), 'value')}")
         elif expected.kind == "parameter":
             whole.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}")
-        done[name] = tensor.contiguous()
+        done[name] = numbers.plain(tensor)
     if broken:
         holds = "tensor holds" if len(broken) == 1 else "tensors hold"
         raise WeightsError(f"{origin} is spoilt: {len(broken)} {holds} values that are not finite ({_listed(broken)})")
@@ -216,7 +228,7 @@ def _leaf(name: str) -> str:
     return re.split(r"[/.]", name)[-1]
 
 
-def _shape(tensor: torch.Tensor) -> list[int]:
+def _shape(tensor: Any) -> list[int]:
     return list(tensor.shape)
 
 

@@ -8,9 +8,13 @@ from typing import Literal
 
 from xfer.errors import WeightsError
 
-Format = Literal["safetensors", "torch", "numpy archive", "pickled arrays"]
+Format = Literal["safetensors", "torch", "numpy archive", "pickled arrays", "keras"]
+Backend = Literal["torch", "tensorflow"]
 
-READABLE = "xfer reads .safetensors, .pth, .pt, .bin, .npz, and .pkl files of numpy arrays"
+READABLE = {
+    "torch": "xfer reads .safetensors, .pth, .pt, .bin, .npz, and .pkl files of numpy arrays",
+    "tensorflow": "xfer reads .h5, .keras, .safetensors, .npz, .pkl files of numpy arrays, and .pth, .pt, .bin by order",
+}
 HEAD_BYTES = 512
 # A legacy torch file opens with a pickled number of its own; its other parts are pickles too.
 LEGACY_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
@@ -20,8 +24,8 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 TEXT_PICKLE = (b"c", b"(", b"}", b"]")  # how pickles of the oldest protocol open
 
 
-def identify(file: Path) -> Format:
-    """The format of a weight file; raises WeightsError that says what the file is instead."""
+def identify(file: Path, backend: Backend = "torch") -> Format:
+    """The format of a weight file for a model of that backend; raises WeightsError that says what the file is instead."""
     head, size = _opening(file)
     if size == 0:
         raise _refused(file, "is empty (0 bytes): a download or copy of it failed")
@@ -30,20 +34,22 @@ def identify(file: Path) -> Format:
     if _is_web_page(head):
         raise _refused(file, "is a web page, not weights: the address it was saved from wants a login, or is not that of the file itself")
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise _refused(file, "is an HDF5 file, as Keras writes them; this model is torch's. " + READABLE)
+        if backend == "tensorflow":
+            return "keras"
+        raise _refused(file, "is an HDF5 file, as Keras writes them; this model is torch's. " + READABLE["torch"])
     if head.startswith(b"\x93NUMPY"):
         raise _refused(file, "is one numpy array without a name; save the arrays by name: numpy.savez(file, **tensors)")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _in_zip(file)
+        return _in_zip(file, backend)
     if head[257:262] == b"ustar":
         raise _refused(file, "is a tar archive: unpack it and name the weight file in it")
     for mark, name in PACKED.items():
         if head.startswith(mark):
             raise _refused(file, f"is packed with {name}: unpack it first")
-    return _by_opening(file, head, size)
+    return _by_opening(file, head, size, backend)
 
 
-def _by_opening(file: Path, head: bytes, size: int) -> Format:
+def _by_opening(file: Path, head: bytes, size: int, backend: Backend) -> Format:
     ending = file.suffix.lower()
     if ending == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
         return "safetensors"
@@ -51,10 +57,10 @@ def _by_opening(file: Path, head: bytes, size: int) -> Format:
         return "torch"
     if head[:1] == b"\x80" or ending in PICKLE_ENDINGS or (ending in TORCH_ENDINGS and head[:1] in TEXT_PICKLE):
         return "pickled arrays"
-    raise _refused(file, f"is no weight file that xfer knows (it opens with {head[:8]!r}). " + READABLE)
+    raise _refused(file, f"is no weight file that xfer knows (it opens with {head[:8]!r}). " + READABLE[backend])
 
 
-def _in_zip(file: Path) -> Format:
+def _in_zip(file: Path, backend: Backend) -> Format:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -69,7 +75,9 @@ def _in_zip(file: Path) -> Format:
     if "data.pkl" in tops:
         return "torch"
     if "model.weights.h5" in tops:
-        raise _refused(file, "is a Keras model; this model is torch's. " + READABLE)
+        if backend == "tensorflow":
+            return "keras"
+        raise _refused(file, "is a Keras model; this model is torch's. " + READABLE["torch"])
     if names and all(name.endswith(".npy") for name in names):
         return "numpy archive"
     listed = ", ".join(names[:3]) or "nothing"

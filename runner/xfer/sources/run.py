@@ -44,6 +44,11 @@ def open_bundle_source(path: str) -> SourcePlan:
     return source.model_copy(update={"weights": weights})
 
 
+def bundle_plugins(path: str) -> dict[str, str]:
+    """The text of the plugin files that the bundle's run had, by their modules: its provider, or layers of its model, may be in them."""
+    return dict(_open(path)[1].plugins)
+
+
 def _open(path: str) -> tuple[Path, Plan]:
     path = path.removeprefix(PREFIX)
     try:
@@ -59,7 +64,7 @@ def _open(path: str) -> tuple[Path, Plan]:
             hint=f"finish it first: xfer run --resume {folder}",
         )
     if not (folder / WEIGHTS_FILE).is_file():
-        raise BundleError(f"the bundle {folder} has no {WEIGHTS_FILE}: its model is not torch's, or was taken out")
+        raise BundleError(f"the bundle {folder} has no {WEIGHTS_FILE}: its model was taken out; put the file back, or run it again")
     return folder, _plan(folder)
 
 
@@ -89,7 +94,7 @@ def _status(folder: Path) -> str:
 class RunSource:
     """`run:PATH`: answers what the bundle's own provider answers for the bundle's model."""
 
-    backend = "torch"
+    backend = "torch"  # of most bundles; a recipe that names one is compiled for the backend of the bundle's own provider
     provider = "run"
 
     def library(self) -> str:
@@ -109,7 +114,7 @@ class RunSource:
         """The bundle's own weights."""
         return [TAG]
 
-    def tag(self, name: str, tag: str) -> Tag:
+    def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """The bundle's weights; raises WeightsError for any other tag."""
         if tag not in ("DEFAULT", TAG):
             raise WeightsError(f"{PREFIX}{name} brings its own weights, so there is no tag '{tag}'; leave source.weights out")

@@ -10,15 +10,22 @@ from xfer.plan.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class Tag:
-    """A provider's own weights: its canonical name, where it is downloaded from and the absolute path where it is looked for."""
+    """A provider's own weights: its canonical name, where it is downloaded from and the absolute path where it is looked for.
+    `digest` is the file's SHA-256 or MD5 in hexadecimal digits, where the provider tells it."""
 
     name: str
     url: str | None
     file: str | None
+    digest: str | None = None
 
 
 class Source(Protocol):
-    """A provider of models. Only `models`, `build`, `tags`, `tag` and `preprocess` may import the framework, inside the method."""
+    """A provider of models. One whose models are files on this machine also has `named_by_path = True`, `located(name)`, the absolute
+    path that a name means (without asking whether it is there), and `stamp(name)`, which changes when the file does and raises
+    UsageError where it is not there; `brings_weights = True` where `build` puts the file's own weights in. `needs_trust` is a text:
+    why its models are only loaded where the recipe says `source.trust: true`.
+
+    Only `models`, `build`, `tags`, `tag` and `preprocess` may import the framework, inside the method."""
 
     backend: str  # 'torch' or 'tensorflow'
     provider: str  # for messages: 'torchvision'
@@ -41,8 +48,9 @@ class Source(Protocol):
         """The weights the provider knows for a model, best first."""
         ...
 
-    def tag(self, name: str, tag: str) -> Tag:
-        """One of them ('DEFAULT' is the best); raises WeightsError naming the tags there are."""
+    def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
+        """One of them ('DEFAULT' is the best), for images of that size where the provider keeps several; raises WeightsError
+        naming the tags there are."""
         ...
 
     def preprocess(self, name: str, tag: str | None) -> Preprocess:

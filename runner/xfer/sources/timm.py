@@ -73,7 +73,7 @@ class TimmSource:
         found = [full.partition(".")[2] or told.tag for full, told in settings.items() if told.has_weights]
         return sorted(dict.fromkeys(found), key=lambda tag: tag != own)  # the settings stand with the default first
 
-    def tag(self, name: str, tag: str) -> Tag:
+    def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """One of them, by its tag, in full (resnet50.a1_in1k), or as 'DEFAULT': the tag in the model's name, else the best."""
         base, _, own = name.partition(".")
         tags = self.tags(name)

@@ -87,7 +87,7 @@ class TorchvisionSource:
         best = [members["DEFAULT"].name] if "DEFAULT" in members else []
         return [*best, *(tag for tag, member in members.items() if tag == member.name and tag not in best)]
 
-    def tag(self, name: str, tag: str) -> Tag:
+    def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """One of them, by its name, as 'DEFAULT', or as torchvision writes it in full (ResNet18_Weights.IMAGENET1K_V1)."""
         members = self._weights(name)
         short = tag.rpartition("_Weights.")[2]

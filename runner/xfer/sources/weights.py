@@ -67,18 +67,20 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         content: Any = _read_safetensors(file)
     elif kind == "torch":
         content = _read_torch(file)
-    elif kind == "numpy archive":
-        content = arrays.read_archive(file)
     else:
-        content = arrays.read_pickle(file)
-    leaves: dict[str, Any] = {}
-    _flatten(content, "", leaves, file, [MAX_VALUES], 0)
-    tensors = {name: _tensor(value, name, file) for name, value in leaves.items()}
-    if not tensors:
+        content = arrays.read_archive(file) if kind == "numpy archive" else arrays.read_pickle(file)
+    return {name: _tensor(value, name, file) for name, value in leaves(content, file).items()}
+
+
+def leaves(content: Any, file: Path) -> dict[str, Any]:
+    """The tensors and arrays in containers by their joined names; raises WeightsError where there are none."""
+    found: dict[str, Any] = {}
+    _flatten(content, "", found, file, [MAX_VALUES], 0)
+    if not found:
         raise WeightsError(f"{file} holds no tensors")
-    if "" in tensors:
+    if "" in found:
         raise WeightsError(f"{file} holds one tensor without a name, not the tensors of a network")
-    return tensors
+    return found
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -113,8 +115,8 @@ def _read_torch(file: Path) -> Any:
         raise WeightsError(f"{file} is truncated or damaged: it can't be read as a torch file ({arrays.reason(error)})") from None
 
 
-def _flatten(value: Any, name: str, leaves: dict[str, Any], file: Path, budget: list[int], depth: int) -> None:
-    """Put every tensor and array below `value` into `leaves`; settings beside them (epoch, arguments) are passed over."""
+def _flatten(value: Any, name: str, found: dict[str, Any], file: Path, budget: list[int], depth: int) -> None:
+    """Put every tensor and array below `value` into `found`; settings beside them (epoch, arguments) are passed over."""
     budget[0] -= 1
     if budget[0] < 0 or depth > MAX_DEPTH:
         raise WeightsError(f"{file} is refused: its containers are nested in each other without end")
@@ -125,21 +127,17 @@ def _flatten(value: Any, name: str, leaves: dict[str, Any], file: Path, budget: 
     else:
         value = value.value if isinstance(value, arrays.Array) else value
         if isinstance(value, np.ndarray) or hasattr(value, "untyped_storage"):
-            leaves[name] = value
+            found[name] = value
         return
     for key, item in inner:
-        _flatten(item, f"{name}/{key}" if name else key, leaves, file, budget, depth + 1)
+        _flatten(item, f"{name}/{key}" if name else key, found, file, budget, depth + 1)
 
 
 def _tensor(value: Any, name: str, file: Path) -> torch.Tensor:
     import torch
 
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in arrays.NUMBER_KINDS:
-            raise WeightsError(f"{file}: '{name}' is an array of {value.dtype}, not of numbers")
-        if value.dtype.itemsize > 8:  # long double, which torch does not have
-            value = value.astype(np.float64)
-        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        return torch.from_numpy(arrays.checked(value, name, file))
     tensor: torch.Tensor = value.detach()
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         raise WeightsError(f"{file}: '{name}' is not a plain tensor of real numbers (it is {tensor.dtype}, {tensor.layout})")

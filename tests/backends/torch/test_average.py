@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from xfer.backends.torch.average import Average, decay_at
+from xfer.backends.torch.average import Average
+from xfer.ops.schedules import decay_at
 
 MOST_STEPS = 60
 

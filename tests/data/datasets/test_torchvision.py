@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import io
 import json
 import pickle
+import socket
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +17,11 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets as theirs
 
+from xfer.data.announced import Download
 from xfer.data.datasets.torchvision import ELSEWHERE, NAMES, torchvision
-from xfer.data.torchvision_files import FILE_SETS
+from xfer.data.torchvision_arrays import ARRAY_SETS
+from xfer.data.torchvision_files import FILE_SETS, as_path
+from xfer.errors import AbsentDataError, DataError, MissingExtraError
 
 
 @pytest.fixture
@@ -366,6 +372,15 @@ class TestRefusals:
         assert text.startswith(f"torchvision/{name}: {tmp_path} does not hold it as torchvision expects (")
         assert hint == f"needed are {folder}/ with {FILE_SETS[name].holds}"
 
+    def test_what_can_not_be_downloaded(self, refusal, tmp_path):
+        for download in (False, True):
+            assert refusal(torchvision, "StanfordCars", path=str(tmp_path), download=download) == (
+                "target.path",
+                f"torchvision/StanfordCars: it is not in {tmp_path}; looked for stanford_cars/ with devkit/, cars_train/, cars_test/ and "
+                "cars_test_annos_withlabels.mat",
+                "put it there; it can't be downloaded any more",
+            )
+
     def test_the_default_path(self, refusal, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert f"it is not in {tmp_path}/data;" in refusal(torchvision, "CIFAR10")[1]
@@ -396,16 +411,71 @@ class TestRefusals:
             f"{folder}/train-labels-idx1-ubyte: labels from 2 to 10, but there are 10 classes"
         )
 
-    def test_a_download_that_fails(self, refusal, tmp_path, monkeypatch, capsys):
+
+class TestDownloads:
+    """Nothing is downloaded before someone asks for it."""
+
+    @pytest.fixture(autouse=True)
+    def no_network(self, monkeypatch):
+        def never(*arguments, **options):
+            raise AssertionError("the network was asked")
+
+        monkeypatch.setattr(socket, "create_connection", never)
+
+    def absent(self, name, root, **options):
+        with pytest.raises(AbsentDataError) as caught:
+            torchvision(name, path=str(root), download=True, **options)
+        return caught.value
+
+    def test_it_is_announced(self, tmp_path):
+        error = self.absent("CIFAR10", tmp_path)
+        assert (error.path, error.message, error.hint) == (
+            "target.path",
+            f"torchvision/CIFAR10: it is not in {tmp_path}; looked for cifar-10-batches-py/ or cifar-10-python.tar.gz",
+            "`xfer fetch RECIPE` downloads it",
+        )
+        announced = error.announced
+        assert announced.classes[:2] == ("airplane", "automobile")
+        assert announced.counts == {"train": (5000,) * 10, "test": (1000,) * 10}
+        url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+        assert announced.downloads == (Download(url, f"{tmp_path}/cifar-10-python.tar.gz", 170_498_071),)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", [name for name in NAMES if name != "StanfordCars"])
+    def test_each_is_announced_for_each_variant(self, name, tmp_path):
+        variants = (FILE_SETS[name].variants if name in FILE_SETS else ARRAY_SETS[name].variants) or (None,)
+        for variant in variants:
+            announced = self.absent(name, tmp_path, variant=variant).announced
+            rows = announced.rows()
+            assert len(rows) > 1000
+            assert len(set(rows.labels.tolist())) == len(announced.classes) > 1
+            assert all(Path(download.file).is_relative_to(tmp_path) for download in announced.downloads)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_torchvision_it_is_a_fault(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtraError) as caught:
+            torchvision("CIFAR10", path=str(tmp_path), download=True)
+        assert (caught.value.message, caught.value.hint) == (
+            "torchvision/CIFAR10: torchvision is needed to download it, and it is not installed",
+            "pip install 'xfer-runner[torch]'",
+        )
+
+    def test_a_download_that_fails(self, tmp_path, monkeypatch, capsys):
         def unreachable(*arguments, **options):
             print("something about a download")
             raise OSError("no route to host")
 
         monkeypatch.setattr(theirs, "CIFAR10", unreachable)
-        assert refusal(torchvision, "CIFAR10", path=str(tmp_path), download=True) == (
+        said = []
+        with pytest.raises(DataError) as caught:
+            self.absent("CIFAR10", tmp_path).announced.fetch(said.append)
+        url = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+        assert said == [f"downloading {url} to {tmp_path}"]
+        assert (caught.value.path, caught.value.message, caught.value.hint) == (
             "target.path",
-            f"torchvision/CIFAR10: it could not be downloaded to {tmp_path} (OSError: no route to host)",
-            "put there yourself: cifar-10-batches-py/ or cifar-10-python.tar.gz",
+            "the images of torchvision/CIFAR10 are not on this machine and can't be downloaded: OSError: no route to host",
+            f"fetch {url} elsewhere, so that there is in {tmp_path}: cifar-10-batches-py/ or cifar-10-python.tar.gz",
         )
         assert capsys.readouterr() == ("", "something about a download\n")
 
@@ -416,4 +486,13 @@ class TestRefusals:
             mnist(tmp_path / "new" / "MNIST" / "raw")
 
         monkeypatch.setattr(theirs, "MNIST", download)
+        self.absent("MNIST", tmp_path / "new").announced.fetch(lambda text: None)
         assert len(torchvision("MNIST", path=str(tmp_path / "new"), download=True)) == 20
+
+    def test_files_are_downloaded_split_by_split(self, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(theirs, "Imagenette", lambda root, **options: asked.append((root, options)))
+        error = self.absent("Imagenette", tmp_path, variant="160px")
+        pickle.loads(pickle.dumps(error)).announced.fetch(lambda text: None)
+        options = {"size": "160px", "loader": as_path, "download": True}
+        assert asked == [(str(tmp_path), {"split": split, **options}) for split in ("train", "val")]

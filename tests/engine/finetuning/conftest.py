@@ -1,7 +1,8 @@
 """Fine-tuning once more, by hand and in float64: forward, losses, optimizers, schedules and the logic of phases, from the recipe alone.
 
 Of xfer it takes what has tests of its own and no arithmetic: the order of an epoch, the head's start and the head's dropout numbers.
-torch gives float64 tensors, convolutions and gradients; none of its optimizers, losses or normalisation layers.
+torch gives float64 tensors, convolutions and gradients; none of its optimizers, losses or normalisation layers. Runs on both backends are
+compared with it: a recipe means the same on both, in torch's definitions, down to the running variance.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from xfer.engine.runner import Run
 from xfer.ops.initial import head_start
 from xfer.recipe.loader import load
 
-NETWORKS = Path(__file__).with_name("tiny_networks.py")
-tiny: Any = sys.modules[plugins.load_local(NETWORKS.read_text(), stem=NETWORKS.stem)]
+HERE = Path(__file__).parent
+PLUGINS = {"torch": HERE / "tiny_networks.py", "tensorflow": HERE / "tiny_keras.py"}
+PROVIDERS = {"torch": "tiny", "tensorflow": "tiny_keras"}
+tiny, tiny_keras = (sys.modules[plugins.load_local(file.read_text(), stem=file.stem)] for file in PLUGINS.values())
 BATCH, N_TRAIN, N_CLASSES = 8, 44, 3  # six steps an epoch, the last of four images
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)  # as the source's preprocessing says
 GROUPS = {"plain": ("one", "two", "three", "head"), "normalised": ("one", "two", "head")}
@@ -42,6 +45,7 @@ OPTIMIZER: dict[str, Any] = {
     "label_smoothing": 0.0, "class_weights": "none", "average": None, "norm_momentum": None,
 }  # fmt: skip
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+COUNT = "num_batches_tracked"  # which Keras doesn't keep
 TOLERANCE = 2e-5  # of each tensor's largest number, and of each loss: float32 against float64 (measured here: up to 5e-6)
 
 Tensors = dict[str, torch.Tensor]
@@ -159,7 +163,7 @@ class Loop:
     lines: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.network = self.recipe["source"]["model"].removeprefix("tiny/")
+        self.network = self.recipe["source"]["model"].partition("/")[2]
         self.seed = self.recipe.get("seed", 0)
         self.method = {"alpha": 0.1, "beta": 0.01, **self.recipe["transfer"]} if self.recipe["transfer"].get("method") == "l2sp" else {}
         self.head = {"hidden": [], "dropout": 0.0, **self.recipe.get("head", {})}
@@ -300,34 +304,41 @@ class Phase:
 
 
 class Workbench:
-    """Data, weights and a cache in a folder; runs recipes there, by xfer and by hand."""
+    """Data, weights and a cache in a folder; runs recipes there on one backend, by xfer and by hand. Tensors have torch's names and
+    layouts on both."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, tiny.images()
+    def __init__(self, folder: Path, backend: str) -> None:
+        self.folder, self.backend, self.data = folder, backend, tiny.images()
         np.savez(folder / "images.npz", **self.data)
         for network in GROUPS:
-            save_file(tiny.start_of(network), folder / f"{network}.safetensors")
+            start = tiny.start_of(network)
+            save_file(start if backend == "torch" else tiny_keras.to_keras(start), folder / f"{network}.safetensors")
         self.n_runs = 0
 
     def recipe(self, network: str, phases: list[dict[str, Any]], optimizer: dict[str, Any], **parts: Any) -> dict[str, Any]:
         """A whole recipe; `parts` are further sections of it."""
         return {
-            "source": {"model": f"tiny/{network}", "weights": str(self.folder / f"{network}.safetensors")},
+            "source": {"model": f"{PROVIDERS[self.backend]}/{network}", "weights": str(self.folder / f"{network}.safetensors")},
             "target": {"dataset": "arrays", "path": str(self.folder / "images.npz"), "image_size": tiny.SIDE, "batch_size": BATCH},
             "transfer": {"type": "model"},
             "freeze": phases,
             "optimizer": optimizer,
             "runtime": {"cache": str(self.folder / "cache"), "precision": "float32", "device": "cpu"},
-            "plugins": [str(NETWORKS)],
+            "plugins": [str(PLUGINS[self.backend])],
             **parts,
         }
 
     def start(self, network: str) -> dict[str, np.ndarray]:
         """The source's own tensors."""
-        return tiny.start_of(network)
+        return self._kept(tiny.start_of(network))
 
     def by_hand(self, recipe: dict[str, Any]) -> Outcome:
-        return Loop(recipe, self.data).finish()
+        done = Loop(recipe, self.data).finish()
+        return Outcome(self._kept(done.tensors), done.lines, done.lengths)
+
+    def _kept(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those that the backend has."""
+        return {name: value for name, value in tensors.items() if self.backend == "torch" or not name.endswith(COUNT)}
 
     def by_xfer(self, recipe: dict[str, Any]) -> Outcome:
         """What is in the bundle of a whole run; only its page is left out."""
@@ -342,7 +353,10 @@ class Workbench:
             kept.update({"loss": line["loss"], "lr": line["lr"]} if line["split"] == "train" else {"val": line})
         result = json.loads((bundle / "result.json").read_text())
         lengths = [(phase["epochs"], phase["best_epoch"]) for phase in result["phases"]]
-        return Outcome(load_file(bundle / "model" / "weights.safetensors"), lines, lengths)
+        saved = load_file(bundle / "model" / "weights.safetensors")
+        if self.backend == "tensorflow":
+            saved = tiny_keras.from_keras(recipe["source"]["model"].partition("/")[2], saved)
+        return Outcome(saved, lines, lengths)
 
 
 def differences(found: Outcome, expected: Outcome) -> dict[str, float]:
@@ -372,9 +386,21 @@ def changed(recipe: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+@pytest.fixture(scope="module", params=PLUGINS)
+def workbench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Workbench:
+    return Workbench(tmp_path_factory.mktemp("finetuning"), request.param)
+
+
 @pytest.fixture(scope="module")
-def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench(tmp_path_factory.mktemp("finetuning"))
+def assert_counted(workbench: Workbench) -> Callable[..., None]:
+    """How many batches the normalisation of each group has counted, where the backend counts them."""
+
+    def check(found: Outcome, **expected: int) -> None:
+        if workbench.backend == "torch":
+            assert {group: int(found.tensors[f"{group}.norm.{COUNT}"]) for group in expected} == expected
+        assert (f"one.norm.{COUNT}" in found.tensors) == (workbench.backend == "torch")
+
+    return check
 
 
 @pytest.fixture(scope="module")

@@ -76,13 +76,13 @@ def test_each_phase_has_a_best_of_its_own(compared):
     assert found.lengths[1][1] == best_of(found, "accuracy", phase=1)
 
 
-def test_until_restores_statistics_too(compared):
+def test_until_restores_statistics_too(compared, assert_counted):
     """Those of normalisation layers are of the best epoch, as the weights are."""
     until = stops("val.loss", patience=2, max_epochs=25)
     found, _ = compared("normalised", [{"train": "all", "until": until}], ADAMW, without=({"freeze.0.until.patience": 4},))
     [(epochs, best)] = found.lengths
     assert best < epochs
-    assert found.tensors["one.norm.num_batches_tracked"] == 5 + 6 * best
+    assert_counted(found, one=5 + 6 * best)
 
 
 # plateau

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from xfer.backends.stages import Sized, stages
 from xfer.backends.torch.cuts import Flow, flow
 from xfer.backends.torch.groups import Part, parts, spans_of
 from xfer.backends.torch.layouts import layout_at
 from xfer.backends.torch.shapes import RUN_ERRORS, Known, Shape, propagate
-from xfer.backends.torch.stages import Sized, stages
 from xfer.backends.torch.tensors import NamedTensor, assign, state_tensors
 from xfer.backends.torch.trace import Trace, Untraceable, modes_kept, trace
 from xfer.plan.model_map import PIXELS, POOLED, Layout

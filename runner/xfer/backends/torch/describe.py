@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from xfer.backends.stages import Sized, stages
 from xfer.backends.torch.derive import derive
 from xfer.backends.torch.groups import parts
 from xfer.backends.torch.layouts import layout_of
 from xfer.backends.torch.shapes import RUN_ERRORS
-from xfer.backends.torch.stages import Sized, stages
 from xfer.backends.torch.tensors import NamedTensor, assign, state_tensors
 from xfer.backends.torch.trace import Untraceable
 from xfer.backends.torch.untraced import observe, refusal

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from xfer.backends.backend import Device
+from xfer.backends.processor import BFLOAT16_FLAGS, cpu_flags, fast_bfloat16, vendor
 from xfer.errors import UsageError
-
-BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def find(wanted: str) -> Device:
@@ -32,36 +30,6 @@ def find(wanted: str) -> Device:
         raise UsageError(f"runtime.device: '{wanted}' is not here: torch {torch.__version__} sees {count} CUDA devices")
     major, minor = torch.cuda.get_device_capability(int(index or 0))
     return Device(f"cuda:{index or 0}", f"cuda sm{major}{minor}", major >= 8, torch.get_num_threads())
-
-
-def fast_bfloat16(flags: frozenset[str], vendor: str) -> bool:
-    """Whether convolutions in bfloat16 beat float32 on a processor with these features.
-
-    Intel's avx512_bf16 alone does as many products a cycle as float32 does, and loses time on conversions (ResNet-18 on two
-    cores: 40 images/s against 55); it takes the AMX tiles. AMD's, and Arm's bf16, do twice as many.
-    """
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == "AuthenticAMD") or "bf16" in flags
-
-
-def vendor() -> str:
-    """The processor's maker, as Linux gives it; empty elsewhere."""
-    return _processor_line("vendor_id")
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature names, as Linux gives them; empty elsewhere."""
-    return frozenset(_processor_line("flags", "Features").split())
-
-
-def _processor_line(*keys: str) -> str:
-    information = Path("/proc/cpuinfo")
-    if not information.exists():
-        return ""
-    for line in information.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in keys:
-            return value.strip()
-    return ""
 
 
 @contextlib.contextmanager

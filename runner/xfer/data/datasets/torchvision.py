@@ -6,19 +6,25 @@ A row is a file's bytes or an array, so that decoding is the same as everywhere.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xfer.data.dataset import ArrayReader, Dataset, FileReader, check_usable
+from xfer.data.announced import Announced, Say
+from xfer.data.dataset import Dataset, FileReader, check_usable
 from xfer.data.listing import printable
+from xfer.data.locations import shown
 from xfer.data.places import wanted
-from xfer.data.torchvision_arrays import ARRAY_SETS, Arrays, ArraySet
+from xfer.data.torchvision_arrays import ARRAY_SETS, ArraySet
 from xfer.data.torchvision_files import FILE_SETS, Files, FileSet, as_path
-from xfer.errors import DataError, MissingExtraError
+from xfer.data.torchvision_known import known
+from xfer.errors import AbsentDataError, DataError, MissingExtraError, UsageError
 from xfer.plugins import nearest
 
 ROOT = "data"  # where torchvision's own examples keep data sets
@@ -39,8 +45,8 @@ def torchvision(name: str | None, *, path: str = ROOT, download: bool = False, v
 
     `variant` picks among those that have several: EMNIST (`letters`, …), CIFAR100 (`fine`, `coarse`), DTD (partition 1 to
     10), FGVCAircraft (`variant`, `family`, `manufacturer`), Imagenette (`full`, `320px`, `160px`). Splits of its own are
-    kept. With `download`, what is not there is downloaded to `path` first. Raises DataError, saying which files to put
-    where, and MissingExtraError where torchvision is needed and not installed.
+    kept. Where it is not there, the DataError says which files to put where; with `download`, AbsentDataError says from where
+    `xfer run` and `xfer fetch` will download it to `path`. Raises MissingExtraError where torchvision is needed and not installed.
     """
     chosen = _checked_name(name)
     root = wanted(path)
@@ -85,42 +91,29 @@ def _checked_variant(name: str, variant: str | int | None) -> str:
     return str(variant)
 
 
-def _of_arrays(name: str, known: ArraySet, root: Path, variant: str, *, download: bool) -> Dataset:
-    found = known.read(root, variant)
-    if found is None and download:
-        for arguments in known.download:
-            extra = {known.variant: variant} if known.variant else {}
-            _build(name, root, {**arguments, **extra}, download=True, needs=known.needs(variant))
-        found = known.read(root, variant)
+def _of_arrays(name: str, kept: ArraySet, root: Path, variant: str, *, download: bool) -> Dataset:
+    found = kept.read(root, variant)
     if found is None:
-        raise _absent(name, root, known.needs(variant))
-    return _from_arrays(found)
+        extra = {kept.variant: variant} if kept.variant else {}
+        calls = tuple({**arguments, **extra} for arguments in kept.download)
+        raise _absent(_Fetch(name, root, kept.needs(variant), calls), variant, download=download)
+    return found.dataset()
 
 
-def _from_arrays(found: Arrays) -> Dataset:
-    return Dataset(
-        classes=found.classes,
-        keys=tuple(f"{split}/{row}" for split, images, _ in found.parts for row in range(len(images))),
-        labels=np.concatenate([labels for *_, labels in found.parts]).astype(np.int64),
-        splits=np.concatenate([np.full(len(images), split, "<U5") for split, images, _ in found.parts]),
-        read=ArrayReader(tuple(images for _, images, _ in found.parts)),
-    )
-
-
-def _of_files(name: str, known: FileSet, root: Path, variant: str, *, download: bool) -> Dataset:
-    folder = known.folder_of(variant)
+def _of_files(name: str, kept: FileSet, root: Path, variant: str, *, download: bool) -> Dataset:
+    folder = kept.folder_of(variant)
     if root.name == folder and not (root / folder).is_dir():
         root = root.parent
-    needs = f"{folder}/ with {known.holds}"
-    there = (root / folder).is_dir()
-    if not there and not download:
-        raise _absent(name, root, needs)
+    needs = f"{folder}/ with {kept.holds}"
+    extra = {kept.variant: int(variant) if variant.isdigit() else variant} if kept.variant is not None else {}
+    if not (root / folder).is_dir():
+        loader = {"loader": as_path} if kept.takes_loader else {}
+        calls = tuple({**arguments, **extra, **loader} for _, arguments in kept.splits)
+        raise _absent(_Fetch(name, root, needs, calls), variant, download=download)
     rows: list[tuple[str, str, int, str]] = []
     classes: tuple[str, ...] = ()
-    for split, arguments in known.splits:
-        if known.variant is not None:
-            arguments = {**arguments, known.variant: int(variant) if variant.isdigit() else variant}
-        names, files = _listed(name, known, root, arguments, download=download and not there, needs=needs)
+    for split, arguments in kept.splits:
+        names, files = _listed(name, kept, root, {**arguments, **extra}, needs=needs)
         classes = classes or names
         rows += [(os.path.relpath(file, root).replace(os.sep, "/"), file, label, split) for file, label in files]
     rows.sort(key=lambda row: os.fsencode(row[0]))
@@ -136,17 +129,17 @@ def _of_files(name: str, known: FileSet, root: Path, variant: str, *, download: 
     )
 
 
-def _listed(
-    name: str, known: FileSet, root: Path, arguments: dict[str, Any], *, download: bool, needs: str
-) -> tuple[tuple[str, ...], Files]:
+def _listed(name: str, kept: FileSet, root: Path, arguments: dict[str, Any], *, needs: str) -> tuple[tuple[str, ...], Files]:
     """Class names and the files of one split."""
-    if known.own is None or download:
-        loader = {"loader": as_path} if known.takes_loader else {}
-        listed = _build(name, root, {**arguments, **loader}, download=download, needs=needs)
-        if known.own is None:
-            return _classes(listed), known.files(listed)
+    if kept.own is None:
+        loader = {"loader": as_path} if kept.takes_loader else {}
+        try:
+            listed = _build(name, root, {**arguments, **loader})
+        except _FAULTS as error:
+            raise _unfit(name, root, needs, error) from error
+        return _classes(listed), kept.files(listed)
     try:
-        return _classes(getattr(_theirs(name, "list"), name)), known.own(root, arguments["split"])
+        return _classes(getattr(_theirs(name, "list"), name)), kept.own(root, arguments["split"])
     except _FAULTS as error:
         raise _unfit(name, root, needs, error) from error
 
@@ -157,31 +150,50 @@ def _classes(listed: Any) -> tuple[str, ...]:
     return tuple(name if isinstance(name, str) else str(name[0]) for name in names)
 
 
-def _build(name: str, root: Path, arguments: dict[str, Any], *, download: bool, needs: str) -> Any:
-    """torchvision's own object, which lists files or downloads them."""
+def _build(name: str, root: Path, arguments: Mapping[str, Any], *, download: bool = False) -> Any:
+    """torchvision's own object, which lists files or downloads them; raises any of _FAULTS."""
     datasets = _theirs(name, "download" if download else "list")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # some say on stdout that files are there already
-            return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
-    except _FAULTS as error:
-        if not download:
-            raise _unfit(name, root, needs, error) from error
-        raise DataError(
-            f"torchvision/{name}: it could not be downloaded to {root} ({_told(error)})",
-            path="target.path",
-            hint=f"put there yourself: {needs}",
-        ) from error
+    with contextlib.redirect_stdout(sys.stderr):  # some say on stdout that files are there already
+        return getattr(datasets, name)(str(root), **arguments, **({"download": True} if download else {}))
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Downloads a data set through torchvision's class, called once for each of `calls`: an `Announced.fetch`."""
+
+    name: str
+    root: Path
+    needs: str
+    calls: tuple[Mapping[str, Any], ...]
+    urls: tuple[str, ...] = ()
+
+    def __call__(self, say: Say) -> None:
+        """Raises DataError; torchvision compares the published digests."""
+        for url in self.urls:
+            say(f"downloading {shown(url)} to {self.root}")
+        for arguments in self.calls:
+            try:
+                _build(self.name, self.root, arguments, download=True)
+            except _FAULTS as error:
+                raise DataError(
+                    f"the images of torchvision/{self.name} are not on this machine and can't be downloaded: {_told(error)}",
+                    path="target.path",
+                    hint=f"fetch {' and '.join(map(shown, self.urls))} elsewhere, so that there is in {self.root}: {self.needs}",
+                ) from error
 
 
 def _theirs(name: str, purpose: str) -> Any:
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise MissingExtraError(
-            f"torchvision/{name}: torchvision is needed to {purpose} it, and it is not installed",
-            hint="pip install 'xfer-runner[torch]'",
-        ) from error
+        raise _needed(name, purpose) from error
     return datasets
+
+
+def _needed(name: str, purpose: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"torchvision/{name}: torchvision is needed to {purpose} it, and it is not installed", hint="pip install 'xfer-runner[torch]'"
+    )
 
 
 def _told(error: BaseException) -> str:
@@ -196,7 +208,22 @@ def _unfit(name: str, root: Path, needs: str, error: BaseException) -> DataError
     )
 
 
-def _absent(name: str, root: Path, needs: str) -> DataError:
-    return DataError(
-        f"torchvision/{name}: it is not in {root}; looked for {needs}", path="target.path", hint="put it there, or set `download: true`"
+def _absent(fetch: _Fetch, variant: str, *, download: bool) -> UsageError:
+    """What is said of a data set that is not there; with `download`, what will be done about it."""
+    name, root = fetch.name, fetch.root
+    text = f"torchvision/{name}: it is not in {root}; looked for {fetch.needs}"
+    about = known(name, variant)
+    if about is None:
+        return DataError(text, path="target.path", hint="put it there; it can't be downloaded any more")
+    if not download:
+        return DataError(text, path="target.path", hint="put it there, or set `download: true`")
+    if importlib.util.find_spec("torchvision") is None:
+        return _needed(name, "download")
+    downloads = about.downloads(root)
+    fetch = replace(fetch, urls=tuple(download.url for download in downloads))
+    return AbsentDataError(
+        text,
+        announced=Announced(about.names, about.counts, downloads, fetch),
+        path="target.path",
+        hint="`xfer fetch RECIPE` downloads it",
     )

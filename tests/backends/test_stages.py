@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from xfer.backends.torch.stages import Sized, stages
+from xfer.backends.stages import Sized, stages
 
 
 def chw(side: int, kind: str = "Block", n: int = 10) -> Sized:

@@ -1,0 +1,298 @@
+"""One phase's training on TensorFlow: the method's steps over batches in one graph, the optimizer, the averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from xfer.backends.backend import Batch, StepRecord
+from xfer.backends.tensorflow import randomness
+from xfer.backends.tensorflow.assembly import Assembly
+from xfer.backends.tensorflow.average import Average
+from xfer.backends.tensorflow.modes import Mode, learning_norms, mode_of, set_layers, trained_batch_norms
+from xfer.backends.tensorflow.optimizer import PhaseOptimizer
+from xfer.backends.tensorflow.scaler import Scaler
+from xfer.backends.tensorflow.seen import Computed, Look
+from xfer.backends.tensorflow.segments import Segments
+from xfer.backends.tensorflow.statistics import live
+from xfer.errors import DivergedError
+from xfer.methods.method import EVERYTHING, NETWORK, Step
+from xfer.ops.schedules import decay_at
+from xfer.plan.model_map import HEAD, OWN
+from xfer.plan.plan import PhasePlan
+
+CHUNK_BATCHES = 64  # that a small head trains on in one call: Python between two steps would cost more than they do
+CHUNK_BYTES = 64 * 2**20
+Chain = list[tuple[tuple[str, ...], Any]]  # segments in order (None: nothing to compute), each with the taps at its end
+Fed = dict[str, Any]  # one batch, or a chunk of them, as tensors
+
+
+class Trainer:
+    """Trains what the phase says; everything else in the network is as it was, to the bit."""
+
+    def __init__(self, parts: Assembly, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
+        self.parts, self.phase = parts, phase
+        self.class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
+        self.steps = parts.method.steps()
+        network, group_of = parts.segments.network, parts.segments.group_of
+        self.mode: Mode = mode_of(phase.train, norm=phase.norm)
+        self.learning = learning_norms(network, group_of, phase.train, norm=phase.norm, statistics=parts.plan.method.rewrites_statistics)
+        set_layers(network, self.learning)
+        trainable = set(phase.trainable)
+        self.variables = {name: variable for name, variable in parts.named.items() if name in trainable}
+        with tf.device(parts.place):
+            self.optimizer = PhaseOptimizer(phase, self.variables, parts.group_of, steps_per_epoch=steps_per_epoch)
+            self.scaler = Scaler(enabled=parts.compute_dtype == tf.float16)
+            self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
+        self.generators = randomness.generators(parts.segments.network)
+        self.chain = self._chain(parts.segments)
+        self.teaching = [] if parts.teacher is None else self._chain(parts.teacher)
+        self.updated = [self._updated(step) for step in self.steps]
+        self.tensors = self._tensors()
+        self.only_head = all(segment is None for _, segment in self.chain)
+        self._momenta = [(layer, layer.momentum) for layer in self._batch_norms()]
+        if phase.optimizer.norm_momentum is not None:
+            for layer, _ in self._momenta:
+                layer.momentum = 1 - phase.optimizer.norm_momentum  # torch's share of the new value, Keras' of the old one
+        one = self._signature()
+        many = {name: tf.TensorSpec([None, *spec.shape], spec.dtype) for name, spec in one.items()}
+        self._one = tf.function(self._batch, autograph=False, input_signature=[one])
+        self._many = tf.function(self._loop, autograph=False, input_signature=[many])
+
+    def close(self) -> None:
+        """Give normalisation layers their own momentum back."""
+        for layer, momentum in self._momenta:
+            layer.momentum = momentum
+
+    # what is where
+
+    def _batch_norms(self) -> list[Any]:
+        segments = self.parts.segments
+        return trained_batch_norms(segments.network, segments.group_of, self.phase.train) if self.phase.norm == "train" else []
+
+    def _chain(self, segments: Segments) -> Chain:
+        """The suffix in pieces: each gives what lies at these taps."""
+        plan, start = self.parts.plan, self.phase.input.cut
+        order = [cut.name for cut in plan.model.cuts]
+        stops = sorted({start, *plan.method.taps.values(), plan.head.at}, key=order.index)
+        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
+        pieces: Chain = [(at[start], None)]
+        return pieces + [(at[end], segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
+
+    def _signature(self) -> Fed:
+        """One batch's tensors. Its size is left open, so that the last, smaller one needs no graph of its own."""
+        place, width = self.phase.input, sum(self.parts.head.widths) if self.parts.head.dropout else 0
+        return {
+            "inputs": tf.TensorSpec([None, *place.shape], place.dtype),
+            "labels": tf.TensorSpec([None], tf.int64),
+            "masks": tf.TensorSpec([None, width], tf.float32),
+            "rate": tf.TensorSpec([], tf.float64),
+            "progress": tf.TensorSpec([], tf.float32),
+            "weight": tf.TensorSpec([], tf.float32),
+            "seeds": tf.TensorSpec([len(self.steps), len(self.generators), 2], tf.uint32),
+        }
+
+    def _tensors(self) -> dict[str, Mapping[str, Any]]:
+        parts = self.parts
+        trained = {name: variable for name, variable in self.variables.items() if name in parts.source}
+        head = {name.removeprefix(f"{HEAD}."): v for name, v in self.variables.items() if parts.group_of[name] == HEAD}
+        return {"own": parts.own, "trained": trained, "source": {name: parts.source[name] for name in trained}, "head": head}
+
+    def _averaged(self) -> dict[str, Any]:
+        """All that may change in this phase."""
+        frozen = set(self.phase.frozen)
+        return {name: self.parts.named[name] for name in self.parts.changing if name not in frozen}
+
+    def _updated(self, step: Step) -> list[str]:
+        """The names of what a step updates."""
+        if EVERYTHING in step.updates:
+            return list(self.variables)
+        wanted = set(step.updates)
+        kinds = {name: self.parts.group_of[name] for name in self.variables}
+        own = {name: kind if kind == HEAD or name.startswith(f"{OWN}.") else NETWORK for name, kind in kinds.items()}
+        return [name for name, kind in own.items() if kind in wanted]
+
+    # training
+
+    def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
+        """Takes the steps of these batches; the record says what each gave."""
+        record = StepRecord()
+        step = first_step
+        with tf.device(self.parts.place):
+            for chunk in chunks(batches, CHUNK_BATCHES if self.only_head else 1):
+                fed = self._fed(chunk, epoch=epoch, step=step, scale=scale)
+                if not self.only_head:
+                    losses, correct = (value[None] for value in self._one({name: value[0] for name, value in fed.items()}))
+                else:
+                    losses, correct = self._many(fed)
+                record.losses += losses.numpy().astype(np.float64).tolist()
+                record.correct += correct.numpy().tolist()
+                record.counts += [len(batch.labels) for batch in chunk]
+                step += len(chunk)
+        if not np.isfinite(record.losses).all():
+            raise DivergedError(
+                f"phase '{self.phase.name}', epoch {epoch + 1}: the loss is not a finite number any more",
+                hint=f"lower the learning rate (now {self.phase.optimizer.lr:g}), or set optimizer.clip_norm; then start a new run",
+            )
+        return record
+
+    def _fed(self, chunk: list[Batch], *, epoch: int, step: int, scale: float) -> Fed:
+        """A chunk of k batches of one size as tensors [k, …]."""
+        parts, phase, numbers = self.parts, self.phase, range(step, step + len(chunk))
+        decay = phase.optimizer.average or 0.0
+        inputs = np.stack([batch.inputs for batch in chunk]) if len(chunk) > 1 else chunk[0].inputs[None]
+        masks = [parts.head.masks(batch.rows, phase=phase.index, epoch=epoch) for batch in chunk]
+        drawn = [
+            randomness.seeds(parts.plan.seed, phase.index, number, n_steps=len(self.steps), n_generators=len(self.generators))
+            for number in numbers
+        ]
+        return {
+            "inputs": parts.tensor(inputs, str(inputs.dtype)),
+            "labels": tf.constant(np.stack([batch.labels for batch in chunk]), tf.int64),
+            "masks": tf.constant(np.stack(masks)),
+            "rate": tf.constant([self.optimizer.multiplier(number, scale=scale) for number in numbers], tf.float64),
+            "progress": tf.constant([number / max(1, self.optimizer.steps) for number in numbers], tf.float32),
+            "weight": tf.constant([1 - decay_at(decay, number) for number in numbers], tf.float32),
+            "seeds": tf.constant(np.stack(drawn)),
+        }
+
+    def _loop(self, fed: Fed) -> tuple[Any, Any]:
+        """The steps of a chunk in turn: (losses float32 [k], correct int64 [k])."""
+        n_batches = tf.shape(fed["labels"])[0]
+        losses = tf.TensorArray(tf.float32, n_batches)
+        correct = tf.TensorArray(tf.int64, n_batches)
+
+        def body(index: Any, losses: Any, correct: Any) -> tuple[Any, Any, Any]:
+            loss, hits = self._batch({name: value[index] for name, value in fed.items()})
+            return index + 1, losses.write(index, loss), correct.write(index, hits)
+
+        _, losses, correct = tf.while_loop(
+            lambda index, *_: index < n_batches, body, (tf.constant(0), losses, correct), parallel_iterations=1
+        )
+        return losses.stack(), correct.stack()
+
+    def _batch(self, fed: Fed) -> tuple[Any, Any]:
+        """(loss, number of correct predictions) as the first of the method's steps sees them."""
+        first: tuple[Any, Any] | None = None
+        for number, (each, updated) in enumerate(zip(self.steps, self.updated, strict=True)):
+            if not self.only_head:
+                randomness.start(self.generators, fed["seeds"][number])
+            watched = {name: self.variables[name] for name in updated}
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(list(watched.values()))
+                look = self._look(fed)
+                loss = each.loss(look)
+                scaled = self.scaler.scaled(loss)
+            if watched:  # else nothing of what the step names may train in this phase
+                found = tape.gradient(scaled, watched)
+                self._update({name: gradient for name, gradient in found.items() if gradient is not None}, fed["rate"])
+            if first is None:
+                hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(look.logits, axis=1), fed["labels"]), tf.int64))
+                first = tf.cast(loss, tf.float32), hits
+        if self.average is not None:
+            self.average.update(fed["weight"])
+        assert first is not None
+        return first
+
+    def _update(self, gradients: dict[str, Any], rate: Any) -> None:
+        if not gradients:
+            return
+        plain, finite = self.scaler.unscaled(gradients)
+        if self.scaler.enabled:
+            tf.cond(finite, lambda: self._applied(plain, rate), lambda: tf.constant(0))
+        else:
+            self.optimizer.apply(plain, rate)
+        self.scaler.update(finite)
+
+    def _applied(self, gradients: dict[str, Any], rate: Any) -> Any:
+        self.optimizer.apply(gradients, rate)
+        return tf.constant(1)
+
+    def _look(self, fed: Fed) -> Look:
+        with live(self.learning):
+            computed = self._compute(fed, self.chain, self.mode, fed["masks"])
+        return Look(
+            fed["labels"],
+            computed,
+            progress=fed["progress"],
+            tensors=self.tensors,
+            teach=lambda: self._teach(fed),
+            class_weights=self.class_weights,
+            label_smoothing=self.phase.optimizer.label_smoothing,
+        )
+
+    def _compute(self, fed: Fed, chain: Chain, mode: Mode | bool, masks: Any | None) -> Computed:
+        parts, taps = self.parts, {}
+        x = fed["inputs"] if self.only_head else parts.entered(fed["inputs"], start=self.phase.input.cut)
+        for names, segment in chain:
+            x = x if segment is None else segment(x, training=mode)
+            taps.update(dict.fromkeys(names, x))
+        features = parts.vectors(x, pooled=self.phase.input.pooled)
+        return Computed(features, parts.head(features, masks), taps)
+
+    def _teach(self, fed: Fed) -> Computed:
+        """What the copy with the source's weights makes of the same rows."""
+        assert self.parts.teacher is not None, f"method {self.parts.plan.method.name} asks for a teacher and does not declare one"
+        taught = self._compute(fed, self.teaching, False, None)
+        stopped = {name: tf.stop_gradient(tap) for name, tap in taught.taps.items()}
+        return Computed(tf.stop_gradient(taught.features), tf.stop_gradient(taught.logits), stopped)
+
+    # after the last step
+
+    def reestimate(self, batches: Iterable[np.ndarray]) -> None:
+        """Statistics of the trained groups' batch normalisation anew, as the mean over these batches with the weights as they are now
+        (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3: precise BN)."""
+        layers = self._batch_norms()
+        momenta = [layer.momentum for layer in layers]
+
+        def pass_on(values: Any, share: Any) -> None:
+            for layer in layers:
+                layer.momentum = share
+            x = self.parts.entered(values, start=self.phase.input.cut)
+            with live(layers):
+                for _, segment in self.chain:
+                    x = x if segment is None else segment(x, training=False)
+
+        run = tf.function(pass_on, autograph=False, reduce_retracing=True)
+        try:
+            with tf.device(self.parts.place):
+                for number, values in enumerate(batches):  # the share of what was there: 0, 1/2, 2/3, … make the plain mean
+                    run(self.parts.tensor(values, str(values.dtype)), tf.constant(number / (number + 1), tf.float32))
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+
+    # state
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The optimizer's numbers and the averages, by 'optimizer/…' and 'average/…'."""
+        state = {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        if self.average is not None:
+            state.update({f"average/{name}": value for name, value in self.average.state().items()})
+        return state | self.scaler.state()
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.optimizer.load_state(_under(state, "optimizer/"))
+        if self.average is not None:
+            self.average.load_state(_under(state, "average/"))
+        self.scaler.load_state(state)
+
+
+def chunks(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
+    """Runs of up to `most` batches of one size, in order."""
+    taken: list[Batch] = []
+    for batch in batches:
+        full = len(taken) == most or (taken and (len(taken) + 1) * taken[0].inputs.nbytes > CHUNK_BYTES)
+        if taken and (full or len(batch.labels) != len(taken[0].labels)):
+            yield taken
+            taken = []
+        taken.append(batch)
+    if taken:
+        yield taken
+
+
+def _under(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
