@@ -395,7 +395,7 @@ def test_a_run_that_ends_again_and_again(place, everything, how, variant):
     ends = place.lives(name, *VARIANTS[variant], rude=how == "killed", seed=1, longest=20 if seldom else 12)
     assert {end[0] for end in ends if end} >= {0, 1, 2}
     assert any(end and end[2] for end in ends)  # inside an epoch
-    assert len(set(ends)) > 5
+    assert len(set(ends)) > 4
     whole = place.undisturbed(*(() if seldom else VARIANTS[variant]))  # how often it is saved changes nothing
     assert differing(everything(place.folder / name), everything(whole)) == []
 

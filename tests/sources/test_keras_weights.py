@@ -127,7 +127,7 @@ KINDS = ("older weights", "older model", "weights", "model")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("classes", [5, pytest.param(0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("named", [True, False])
 def test_keras_own_files(kind: str, classes: int, named: bool, plain: Callable[..., Any], put_in: PutIn, tmp_path: Path) -> None:
     theirs = plain(1, classes=classes, named=named)
@@ -241,6 +241,20 @@ def test_names_of_keras_2(plain: Callable[..., Any], put_in: PutIn, tmp_path: Pa
             for name, value in zip(names, layer.get_weights(), strict=True):
                 group[name] = value
     put_in(network, tmp_path / "old.h5")
+    assert same(network, theirs)
+
+
+def test_places_of_keras_2(plain: Callable[..., Any], put_in: PutIn, tmp_path: Path) -> None:
+    """The first files of the newer kind: another word for layers, and no names."""
+    import h5py
+
+    theirs, network = plain(1), plain(2)
+    file = saved(theirs, tmp_path, "weights")
+    with h5py.File(file, "a") as root:
+        for layer in root["layers"].values():
+            del layer["vars"].attrs["name"]
+        root.move("layers", "_layer_checkpoint_dependencies")
+    put_in(network, file)
     assert same(network, theirs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from xfer.backends.tensorflow import randomness
@@ -33,9 +34,16 @@ class OneSeed(keras.layers.Layer):
         return x + keras.random.normal(tf.shape(x), seed=self.seed_generator) * keras.random.uniform(tf.shape(x), seed=self.seed_generator)
 
 
+class NoSeed(keras.layers.Layer):
+    """A layer that draws with no generator of its own: then Keras takes one that all such layers share."""
+
+    def call(self, x, training=False):
+        return x + keras.random.normal(tf.shape(x)) if training else x
+
+
 def network() -> keras.Model:
     x = entry = keras.Input((6,))
-    for layer in (keras.layers.Dropout(0.5), Inside(), OneSeed(), keras.layers.GaussianDropout(0.3)):
+    for layer in (keras.layers.Dropout(0.5), Inside(), OneSeed(), keras.layers.GaussianDropout(0.3), NoSeed()):
         x = layer(x)
     return keras.Model(entry, x)
 
@@ -62,16 +70,25 @@ class Bench:
 def test_all_generators_are_found_once():
     model = network()
     found = randomness.generators(model)
-    assert len(found) == 4
-    assert len({id(each) for each in found}) == 4
     names = [model.layers[1], model.layers[2].drop, model.layers[3], model.layers[4]]
-    assert [id(each) for each in found] == [id(layer.seed_generator) for layer in names]
-    assert randomness.generators(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])) == []
+    assert [id(each) for each in found[:-1]] == [id(layer.seed_generator) for layer in names]
+    assert found[-1] not in found[:-1]
+    assert len(randomness.generators(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))) == 1  # Keras' own
 
 
 def test_a_shared_layer_has_one_generator():
     drop, entry = keras.layers.Dropout(0.5), keras.Input((6,))
-    assert len(randomness.generators(keras.Model(entry, drop(keras.layers.Dense(6)(drop(entry)))))) == 1
+    assert len(randomness.generators(keras.Model(entry, drop(keras.layers.Dense(6)(drop(entry)))))) == 2
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Dropout(0.5), Inside(), OneSeed(), keras.layers.GaussianDropout(0.3), NoSeed()],
+                         ids=lambda layer: type(layer).__name__)  # fmt: skip
+def test_each_kind_of_layer_draws_anew_in_each_step_and_the_same_in_the_same(layer):
+    entry = keras.Input((6,))
+    bench = Bench(keras.Model(entry, layer(entry)))
+    first, second, again = bench(1, 0, 7), bench(1, 0, 8), bench(1, 0, 7)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
 
 
 def test_the_same_key_draws_the_same_whatever_was_drawn_before():

@@ -85,7 +85,6 @@ NETWORKS = [
     ("timm/tf_mobilenetv3_small_minimal_100", 65),
     ("timm/tf_efficientnetv2_b0", 64),
     ("timm/convnext_atto", 64),
-    ("timm/resnetblur18", 64),
 ]
 
 

@@ -133,6 +133,9 @@ class Assembly:
     def put(self, tensors: Mapping[str, np.ndarray]) -> None:
         for name, value in tensors.items():
             self.named[name].assign(np.asarray(value).reshape(self.named[name].shape))
+        for layer in self.base._flatten_layers():
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # it computes with constants that are made of its variables
 
 
 def set_precision(network: Any, dtype: str) -> None:

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 
 def generators(network: Any) -> list[Any]:
-    """The seed generators of all layers, in the network's order."""
+    """The seed generators of all layers, in the network's order, and the one that layers draw from which have none of their own."""
     found: dict[int, Any] = {}
     for layer in network._flatten_layers():
         for generator in layer._seed_generators:
             found.setdefault(id(generator), generator)
-    return list(found.values())
+    return [*found.values(), global_seed_generator()]
 
 
 def seeds(seed: int, phase: int, step: int, *, n_steps: int, n_generators: int) -> np.ndarray:
