@@ -22,7 +22,6 @@ QUICK_ON_TENSORFLOW = {
     "test_statistics_are_estimated_for_the_average[tensorflow]",
     "test_l2_sp_with_normalisation_and_an_average[tensorflow]",
     "test_a_signal_inside_an_epoch[tensorflow-SIGKILL]",
-    "test_a_signal_inside_an_epoch[tensorflow-SIGINT]",
 }
 RECIPE = """
 name: shapes

@@ -1,7 +1,7 @@
 """Train and eval mode, module by module: only what belongs to a trained group is in train mode, and its normalisation as the phase says.
 
-A module without tensors (dropout, stochastic depth) belongs to the group that it lies in, or else to the one that was computed last
-before it.
+A module without tensors (dropout, stochastic depth) belongs to the group that it lies in, or else to the next one that is computed
+after it, which it regularises: cuts lie below it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def owners(segments: Segments) -> dict[str, str]:
     names = [group.name for group in segments.model_map.groups]
     places = {group.part.path: group.name for group in derived.groups} if derived else {name: name for name in names}
     order = [str(node.target) for node in derived.trace.nodes if node.op == "call_module"] if derived else _paths(network)
-    current = names[0] if names else ""
+    current = names[-1] if names else ""
     loose: dict[str, str] = {}
-    for path in order:
+    for path in reversed(order):
         found = _within(path, places)
         if found is None and not any(True for _ in network.get_submodule(path).children()):
             loose[path] = current
