@@ -435,12 +435,12 @@ def test_stochastic_depth_drops_in_trained_groups_alone(recipe):
 @pytest.mark.parametrize(
     ("train", "expected"),
     [
-        ("classifier.1", {"classifier.0": False, "classifier.3": True}),
-        ("features.10", {"classifier.0": True, "classifier.3": False}),
-        ("classifier.4", {"classifier.3": False}),
+        ("classifier.1", {"classifier.0": True, "classifier.3": False}),
+        ("features.10", {"classifier.0": False, "classifier.3": False}),
+        ("classifier.4", {"classifier.3": True}),
     ],
 )
-def test_dropout_between_groups_belongs_to_the_one_before_it(recipe, train, expected):
+def test_dropout_between_groups_belongs_to_the_one_after_it(recipe, train, expected):
     """AlexNet: features.10, dropout, classifier.1, dropout, classifier.4."""
     file = recipe("torchvision/alexnet", "none", [{"train": [train, "head"], "epochs": 1}], target={"image_size": 64})
     watched = Watched(file)
