@@ -8,8 +8,11 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# The packages of requirements/assets.txt lack what they ask for, on purpose: pip need not say so at each call.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
 PYTEST_FLAGS ?=
+# A process for each core, up to four: each holds both frameworks.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 BENCH_FLAGS ?=
 
 # The folder is part of the digest: an editable installation points to it, so a moved checkout needs a new one.
@@ -84,10 +87,10 @@ quickstart-keras: $(TENSORFLOW_STAMP) $(ASSETS_STAMP)  ## the same with Keras an
 test test-all: export GOMP_SPINCOUNT := 0
 
 test: $(TEST_STAMP) $(ASSETS_STAMP)  ## all tests but the slow ones, doctests too
-	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -m 'not slow' $(PARALLEL) $(PYTEST_FLAGS)
 
 test-all: $(TEST_STAMP) $(ASSETS_STAMP)  ## the slow ones too
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_FLAGS)
 
 bench: $(TEST_STAMP) $(ASSETS_STAMP)  ## against plain scripts; a part: BENCH_FLAGS='--part startup', a smaller one: BENCH_FLAGS='--images 200'
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)

@@ -83,12 +83,12 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), flush=True)
     benches = {
         "startup": lambda: bench_startup.bench(work),
-        "memory": lambda: bench_memory.bench(work, scale=n_images / 2000),
+        "memory": lambda: bench_memory.bench(work, scale=n_images / PHOTOGRAPHS),
         "extraction": lambda: bench_extraction.bench(work, n_images=n_images, models=models, repeats=chosen.repeats),
         "probe": lambda: bench_probe.bench(work, n_images=n_images, models=models, repeats=chosen.repeats),
         "finetune-all": lambda: bench_finetune.bench(work, n_images=n_images, models=models),
         "finetune-last": lambda: bench_last_stage.bench(work, n_images=n_images, models=models),
-        "finetune-memory": lambda: bench_spatial_memory.bench(work, scale=n_images / 2000),
+        "finetune-memory": lambda: bench_spatial_memory.bench(work, scale=n_images / PHOTOGRAPHS),
         "keras-probe": lambda: bench_keras.probe(work, n_images=n_small, repeats=chosen.repeats),
         "keras-finetune": lambda: bench_keras.finetune(work, n_images=n_small),
         "keras-extraction": lambda: bench_keras.extraction(work, n_images=n_small, repeats=chosen.repeats),

@@ -35,7 +35,7 @@ def test_nothing_found(tmp_path):
     [
         (RAW[:-1], "", "59 bytes of values instead of 60"),
         (RAW + b"x", "", "61 bytes of values instead of 60"),
-        (gzip.compress(RAW)[:-20], ".gz", "it can't be read: Compressed file ended before the end-of-stream marker was reached"),
+        (gzip.compress(RAW, mtime=0)[:-20], ".gz", "it can't be read: Compressed file ended before the end-of-stream marker was reached"),
         (RAW, ".gz", "it can't be read: Not a gzipped file (b'\\x00\\x00')"),
         (b"", "", "it can't be read: cannot mmap an empty file"),
         (b"\0\0", "", "it is not an idx file of bytes with 3 dimensions"),

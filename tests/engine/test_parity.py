@@ -16,12 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from xfer.engine import parity
 from xfer.engine.bundle import read_plan
-from xfer.engine.parity import Check, Document, compare, run
+from xfer.engine.parity import BACKENDS, Check, Document, compare, run
 from xfer.engine.parity_process import BY_NAME, Request, must_be_alike, prepare_other, prepare_own
 from xfer.errors import MissingExtraError, RecipeError, UsageError, XferError
 from xfer.plan.plan import Plan
-
-BACKENDS = ("torch", "tensorflow")
 
 
 @pytest.fixture(scope="module")

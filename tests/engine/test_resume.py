@@ -39,8 +39,6 @@ NETWORK = '''
 import torch
 from torch import nn
 
-from xfer.plan.preprocess import Preprocess
-
 
 class Block(nn.Module):
     def __init__(self, n_in, n_out, stride):
@@ -62,32 +60,8 @@ class Dropping(nn.Module):
         return self.fc(self.four(self.three(self.two(self.one(x)))).mean((2, 3)))
 
 
-class DroppingSource:
-    backend, provider = "torch", "dropping"
-
-    def library(self):
-        return "dropping 1"
-
-    def models(self):
-        return ["small"]
-
-    def build(self, name, *, pretrained, image_size=None):
-        return Dropping()
-
-    def tags(self, name):
-        return []
-
-    def preprocess(self, name, tag):
-        return Preprocess(resize=16, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-
-    def adapt(self, name, tensors, *, image_size=None):
-        return tensors
-
-    def input_size(self, name):
-        return 16
-
-
-xfer_plugins = {"sources": {"dropping": DroppingSource}}
+def build():
+    return Dropping()
 '''
 ON_KERAS = '''
 """The same on Keras: composite layers, and groups of single ones."""
@@ -116,13 +90,14 @@ def build():
     x = Block(12, 2, name="two")(single_layers(entry, "one", 8, 1))
     x = Block(24, 1, name="four")(single_layers(x, "three", 16, 2))
     return keras.Model(entry, keras.layers.Dense(5, name="fc")(keras.layers.GlobalAveragePooling2D(name="pool")(x)))
+'''
+SOURCE = '''
 
-
-class KerasSource:
-    backend, provider = "tensorflow", "dropping"
+class DroppingSource:
+    backend, provider = "%s", "dropping"
 
     def library(self):
-        return "dropping on keras 1"
+        return "dropping 1"
 
     def models(self):
         return ["small"]
@@ -145,9 +120,9 @@ class KerasSource:
         return 16
 
 
-xfer_plugins = {"sources": {"dropping": KerasSource}}
+xfer_plugins = {"sources": {"dropping": DroppingSource}}
 '''
-NETWORKS = {"torch": NETWORK, "tensorflow": ON_KERAS}
+NETWORKS = {"torch": NETWORK + SOURCE % "torch", "tensorflow": ON_KERAS + SOURCE % "tensorflow"}
 PHASES = [
     {"train": "head", "until": {"metric": "val.loss", "patience": 2, "max_epochs": 12}, "lr": 1.0},
     {"train": ["three", "four", "head"], "until": {"metric": "val.loss", "patience": 2, "max_epochs": 12}, "average": 0.8, "lr": 0.01},

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from xfer.cli.main import run
 from xfer.compile.compiler import compile_plan
 from xfer.engine.bundle import Bundle
 from xfer.engine.reporter import Silent
@@ -75,6 +82,83 @@ class Place:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         train = [line for line in lines if line["split"] == "train"]
         return Finished(folder, bundle.plan, result, load_file(folder / "model" / "weights.safetensors"), train)
+
+
+class Mine:
+    """A folder with images and recipes over them that use the one method of a plugin file. All recipes have `model`, `lr` and further
+    `plugins` unless they say otherwise; `load` reads the tensors of a bundle."""
+
+    def __init__(
+        self, folder: Path, pictures: Path, *, model: str, lr: float, load: Callable[[Path], dict[str, Any]], plugins: Sequence[str] = ()
+    ) -> None:
+        self.folder, self.pictures, self.model, self.lr, self.load, self.plugins = folder, pictures, model, lr, load, plugins
+
+    def recipe(self, method: str, phases: Any, *, model: str | None = None, options: dict[str, Any] | None = None, **sections: Any) -> Path:
+        """A recipe with the one method that the plugin file `method` defines, called 'mine'."""
+        (self.folder / "mine.py").write_text(method)
+        content: dict[str, Any] = {
+            "source": {"model": model or self.model, "weights": "none"},
+            "target": {"dataset": "arrays", "path": str(self.pictures), "image_size": SIDE, "batch_size": 8},
+            "transfer": {"type": "model", "method": "mine", **(options or {})},
+            "freeze": phases,
+            "optimizer": {"lr": self.lr},
+            "runtime": {"precision": "float32", "device": "cpu"},
+            "plugins": ["./mine.py", *self.plugins],
+        }
+        for name, section in sections.items():
+            content[name] = {**content[name], **section}
+        file = self.folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def run(self, file: Path, *, out: str = "bundle") -> tuple[dict[str, Any], dict[str, Any]]:
+        """result.json and the exported tensors."""
+        bundle = self.folder / out
+        assert run(["run", str(file), "--out", str(bundle), "--quiet"]) == 0
+        return json.loads((bundle / "result.json").read_text()), self.exported(out)
+
+    def exported(self, out: str) -> dict[str, Any]:
+        """The tensors of a bundle's model."""
+        return self.load(self.folder / out / "model" / "weights.safetensors")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`xfer` in a process of its own."""
+        command = [sys.executable, "-m", "xfer.cli", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+    def finish(self, *arguments: str) -> None:
+        running = self.start(*arguments)
+        _, err = running.communicate(timeout=300)
+        assert running.returncode == 0, err
+
+    def kill_after(self, lines: int, *arguments: str, out: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """`xfer`, killed once so many records are in the bundle's metrics; state and progress of its newest checkpoint."""
+        metrics = self.folder / out / "metrics.jsonl"
+        running = self.start(*arguments)
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        saved = Bundle(self.folder / out).latest()
+        assert saved is not None
+        return saved
+
+    def numbers(self, out: str) -> list[dict[str, Any]]:
+        """What a finished run told, but for times."""
+        bundle = self.folder / out
+        lines = [json.loads(line) for line in (bundle / "metrics.jsonl").read_text().splitlines()]
+        told = [{name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines]
+        result = json.loads((bundle / "result.json").read_text())
+        assert result["status"] == "finished"
+        return [*told, result["metrics"], [phase["distance"] for phase in result["phases"]]]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Mine]:
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(Mine, tmp_path, pictures)
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
 from xfer import plugins
@@ -23,7 +18,6 @@ from xfer.backends.tensorflow.backend import TensorflowBackend, seeded
 from xfer.backends.tensorflow.graph import named_variables
 from xfer.cli.main import run
 from xfer.compile.compiler import compile_plan
-from xfer.engine.bundle import Bundle
 from xfer.ops.initial import draw
 from xfer.plan.model_map import PIXELS
 from xfer.recipe.loader import read
@@ -36,47 +30,9 @@ LAST = {"train": ["late", "head"], "epochs": 1}
 N_FEATURES = {PLAIN: 20, NORMED: 24}
 
 
-class Place:
-    """A folder with images, local plugins and recipes over them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        random, labels = np.random.default_rng(0), np.arange(N_IMAGES) % CLASSES
-        images = random.integers(0, 120, (N_IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
-        images[np.arange(N_IMAGES), ..., labels] += 100
-        np.savez(folder / "pictures.npz", images=images, labels=labels)
-
-    def recipe(
-        self, method: str, phases: Any, *, model: str = PLAIN, options: dict[str, Any] | None = None, **sections: dict[str, Any]
-    ) -> Path:
-        """A recipe with the one method that the plugin file defines, called 'mine'."""
-        (self.folder / "mine.py").write_text(method)
-        content: dict[str, Any] = {
-            "source": {"model": model, "weights": "none"},
-            "target": {"dataset": "arrays", "path": str(self.folder / "pictures.npz"), "image_size": SIDE, "batch_size": BATCH},
-            "transfer": {"type": "model", "method": "mine", **(options or {})},
-            "freeze": phases,
-            "optimizer": {"lr": 1e-2},
-            "runtime": {"precision": "float32", "device": "cpu"},
-            "plugins": ["./mine.py", str(NETWORKS)],
-        }
-        for name, section in sections.items():
-            content[name] = {**content[name], **section}
-        file = self.folder / "recipe.yaml"
-        file.write_text(yaml.safe_dump(content))
-        return file
-
-    def run(self, file: Path, *, out: str = "bundle") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """result.json and the exported tensors."""
-        bundle = self.folder / out
-        assert run(["run", str(file), "--out", str(bundle), "--quiet"]) == 0
-        return json.loads((bundle / "result.json").read_text()), load_file(bundle / "model" / "weights.safetensors")
-
-
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Place:
-    monkeypatch.chdir(tmp_path)
-    return Place(tmp_path)
+def place(mine: Callable[..., Any]) -> Any:
+    return mine(model=PLAIN, lr=1e-2, load=load_file, plugins=(str(NETWORKS),))
 
 
 def source_network(model: str) -> keras.Model:
@@ -225,49 +181,22 @@ def test_a_step_with_nothing_to_update_in_a_phase_is_left_out(place):
     assert turns == [True, False] * 4 + [True]
 
 
-def process(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "xfer.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
-
-
-def finish(running: subprocess.Popen[str]) -> None:
-    _, err = running.communicate(timeout=300)
-    assert running.returncode == 0, err
-
-
-def numbers(bundle: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (bundle / "metrics.jsonl").read_text().splitlines()]
-    told = [{name: value for name, value in line.items() if name not in ("seconds", "images_per_second")} for line in lines]
-    result = json.loads((bundle / "result.json").read_text())
-    assert result["status"] == "finished"
-    return [*told, result["metrics"], [phase["distance"] for phase in result["phases"]]]
-
-
 @pytest.mark.slow
 def test_own_tensors_survive_a_kill(place):
     phases = [{"train": "head", "epochs": 2}, {"train": ["late", "head"], "epochs": 60}]
     file = place.recipe(CRITIC, phases, runtime={"checkpoint": 3}, optimizer={"name": "adamw", "lr": 1e-3, "average": 0.9})
-    finish(process(place.folder, "run", str(file), "--out", "whole", "--quiet"))
+    place.finish("run", str(file), "--out", "whole", "--quiet")
 
-    killed, metrics = place.folder / "killed", place.folder / "killed" / "metrics.jsonl"
-    running = process(place.folder, "run", str(file), "--out", "killed", "--quiet")
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
-    saved = Bundle(killed).latest()
-    assert saved is not None
-    state, progress = saved
+    state, progress = place.kill_after(20, "run", str(file), "--out", "killed", "--quiet", out="killed")
     assert (progress["phase"], progress["finished"]) == (1, False)
     for name in sorted(OWN):
         assert {f"model/{name}", f"average/{name}", f"optimizer/{name}/exp_avg", f"optimizer/{name}/step"} <= set(state)
     before = state["model/method.critic.weight"]
 
     (place.folder / "mine.py").unlink()  # the bundle keeps it
-    finish(process(place.folder, "run", "--resume", "killed", "--quiet"))
-    assert numbers(killed) == numbers(place.folder / "whole")
-    one, other = (load_file(place.folder / name / "model" / "weights.safetensors") for name in ("killed", "whole"))
+    place.finish("run", "--resume", "killed", "--quiet")
+    assert place.numbers("killed") == place.numbers("whole")
+    one, other = place.exported("killed"), place.exported("whole")
     assert set(one) >= OWN
     assert changed(one, other) == set()
     assert not np.array_equal(one["method.critic.weight"], before)
@@ -280,7 +209,7 @@ def test_a_run_with_own_tensors_is_a_source_and_can_be_evaluated(place):
     plain = {"type": "model", "method": "finetune"}
     again = place.recipe(CRITIC, [{"train": "head", "epochs": 1}], model="run:bundle", transfer=plain, source={"weights": "DEFAULT"})
     _, saved = place.run(again, out="again")
-    before = load_file(place.folder / "bundle" / "model" / "weights.safetensors")
+    before = place.exported("bundle")
     assert set(before) - set(saved) == OWN
     assert {name for name in saved if not np.array_equal(saved[name], before[name])} == HEAD
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from xfer.backends.backend import Batch
+from xfer.backends.seen import Computed, Look
 from xfer.backends.torch.backend import TorchBackend
-from xfer.backends.torch.seen import Computed, Look
 from xfer.compile.compiler import check
 from xfer.methods.l2sp import L2SP, penalty
 from xfer.recipe.loader import read
@@ -40,8 +40,7 @@ def look(weights=WEIGHTS, start=START, heads=HEADS):
         progress=0.0,
         tensors={"own": {}, "trained": trained, "source": source, "head": head},
         teach=lambda: pytest.fail("it has no teacher"),
-        class_weights=None,
-        label_smoothing=0.0,
+        cross_entropy=functional.cross_entropy,
     )
     return seen, trained, head
 

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from xfer.backends.graph_writer import NO_SIDES, Writer
+from xfer.backends.graph_writer import Writer
 from xfer.backends.portable_folder import PortableFolder
 from xfer.errors import UsageError, WeightsError
 from xfer.plan import portable as graph
-from xfer.plan.portable import GRAPH_FILE, TENSORS_FILE, Names, NotPortableError, Portable, read, read_tensors, write
+from xfer.plan.portable import (
+    GRAPH_FILE,
+    NO_SIDES,
+    TENSORS_FILE,
+    Names,
+    NotPortableError,
+    Pair,
+    Portable,
+    Sides,
+    read,
+    read_tensors,
+    write,
+)
 from xfer.plan.preprocess import Preprocess
 
 
@@ -80,12 +92,15 @@ def test_what_has_no_portable_form_is_told_with_its_place() -> None:
     assert writer.refuse("a", "b", "why").message == "both backends can't hold torchvision/vit_b_16: b at 'a' is not portable: why"
 
 
-def test_an_average_that_counts_its_padding_and_not_what_ceil_mode_adds() -> None:
+@pytest.mark.parametrize(
+    ("window", "padding", "row"),
+    [((3, 3), ((1, 1), (1, 1)), (3, 4, 4)), ((4, 3), ((1, 1), (0, 0)), (3, 3, 3))],
+    ids=["both sides", "one side is padded, the other one gets more"],
+)
+def test_an_average_that_counts_its_padding_and_not_what_ceil_mode_adds(window: Pair, padding: Sides, row: tuple[int, ...]) -> None:
     writer = Writer("own/small")
     with pytest.raises(NotPortableError, match="^both backends can't hold own/small: an average at 'pool' is not portable: it counts its "):
-        writer.pool(
-            "pool", writer.images(6), "average", (3, 4, 4), window=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), counts_padding=True
-        )
+        writer.pool("pool", writer.images(6), "average", row, window=window, stride=(2, 2), padding=padding, counts_padding=True)
 
 
 @pytest.mark.parametrize(("size", "wanted", "kind"), [(7, 7, None), (7, 1, "reduce"), (8, 4, "pool"), (7, 3, "adaptive_average")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,17 @@ class Device:
     kind: str
     fast_bfloat16: bool
     threads: int
+
+
+def installed(libraries: Sequence[str]) -> dict[str, str]:
+    """The versions of those libraries that are installed."""
+    found = {}
+    for library in libraries:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 class Network(Protocol):

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from xfer.ops.windows import missing_behind
 from xfer.plan import portable as graph
-from xfer.plan.portable import IMAGES, Names, NotPortableError, Operation, Pair, Portable, Sides
+from xfer.plan.model_map import Tensor
+from xfer.plan.portable import IMAGES, NO_SIDES, Names, NotPortableError, Operation, Pair, Portable, Sides
 from xfer.plan.preprocess import Preprocess
 
-NO_SIDES: Sides = ((0, 0), (0, 0))
+
+def pair(value: Any) -> Pair:
+    """Height and width, from one number or two.
+
+    >>> pair(3), pair((2, 1)), pair([7])
+    ((3, 3), (2, 1), (7, 7))
+    """
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    return (int(numbers[0]), int(numbers[-1]))
+
+
+def even(padding: Any) -> Sides:
+    """The same before and after, from one number or two."""
+    height, width = pair(padding)
+    return ((height, height), (width, width))
 
 
 @dataclass(frozen=True)
@@ -59,16 +74,19 @@ class Writer:
         gives: Sequence[int],
         *,
         weights: Mapping[str, np.ndarray | None] | None = None,
-        buffers: Iterable[str] = (),
+        buffers: Collection[str] = (),
         **attributes: Any,
     ) -> Value:
         """One more operation; `gives` is the shape of its rows. `weights` are its tensors by role, those of `buffers` no parameters."""
         read = (inputs,) if isinstance(inputs, Value) else tuple(inputs)
         name = self.names.free(name)
-        values = dict(weights or {})
-        made = graph.tensors_of(name, values, buffers=buffers)
+        values = {role: np.asarray(value, np.float32) for role, value in (weights or {}).items() if value is not None}
+        made = tuple(
+            Tensor(name=f"{name}.{role}", shape=value.shape, kind="buffer" if role in buffers else "parameter")
+            for role, value in values.items()
+        )
         self.operations.append(kind(name=name, inputs=tuple(value.name for value in read), tensors=made, **attributes))
-        self.tensors.update({f"{name}.{role}": np.asarray(value, np.float32) for role, value in values.items() if value is not None})
+        self.tensors.update({f"{name}.{role}": value for role, value in values.items()})
         return Value(name, tuple(int(n) for n in gives))
 
     # what both frameworks say in several ways
@@ -119,18 +137,17 @@ class Writer:
         counts_padding: bool,
     ) -> Value:
         """A pooling that gives `row`: where that is more than fits (torch's ceil_mode), what is missing is padded behind."""
+        counts = by == "average" and counts_padding and padding != NO_SIDES
         sides: list[Pair] = []
         for axis in (0, 1):
             before, after = padding[axis]
             more = missing_behind(
                 x.row[axis + 1], window=window[axis], stride=stride[axis], padding=padding[axis], wanted=int(row[axis + 1])
             )
-            if more and by == "average" and counts_padding and (before or after):
+            if more and counts:
                 raise self.refuse(name, "an average", "it counts its padding, and not what ceil_mode adds")
             sides.append((before, after + more))
-        padded = (sides[0], sides[1])
-        counts = by == "average" and counts_padding and padding != NO_SIDES
-        return self.add(graph.Pool, name, x, row, by=by, window=window, stride=stride, padding=padded, counts_padding=counts)
+        return self.add(graph.Pool, name, x, row, by=by, window=window, stride=stride, padding=tuple(sides), counts_padding=counts)
 
     def adaptive_average(self, name: str, x: Value, size: Pair) -> Value:
         """As its simplest form: a mean, windows, or windows that overlap."""
@@ -146,7 +163,14 @@ class Writer:
         return self.add(graph.AdaptiveAverage, name, x, row, size=size)
 
     def finish(
-        self, features: Value, *, averaged: Sequence[int], backend: str, input_size: int, image_size: int, preprocess: Preprocess
+        self,
+        features: Value,
+        *,
+        averaged: Sequence[int],
+        backend: Literal["torch", "tensorflow"],
+        input_size: int,
+        image_size: int,
+        preprocess: Preprocess,
     ) -> Portable:
         """The whole, up to `features`, averaged over those axes (none for a vector)."""
         if averaged:
@@ -154,7 +178,7 @@ class Writer:
         assert features.row == (math.prod(features.row),)
         return Portable(
             model=self.model,
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
             input_size=input_size,
             image_size=image_size,
             preprocess=preprocess,

@@ -16,9 +16,8 @@ import click
 import psutil
 
 LIBRARIES = (
-    *("xfer-runner", "torch", "torchvision", "timm", "tensorflow", "keras", "h5py", "ray"),
-    *("numpy", "pillow", "omegaconf", "pydantic"),
-)
+    "xfer-runner", "torch", "torchvision", "timm", "tensorflow", "keras", "h5py", "ray", "numpy", "pillow", "omegaconf", "pydantic",
+)  # fmt: skip
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xfer.errors import Fault, RecipeError
+from xfer.errors import Fault, RecipeError, UsageError
 from xfer.plan.plan import DownloadPlan
 from xfer.plugins import nearest
 from xfer.recipe.loader import Reading
@@ -27,6 +27,10 @@ class Collector:
         fault = self.reading.fault(path, message, suggestion)
         if fault not in self.faults:
             self.faults.append(fault)
+
+    def add_error(self, path: str, error: UsageError) -> None:
+        """A fault as an exception tells it, with its next step."""
+        self.add(path, error.message + (f"; {error.hint}" if error.hint else ""))
 
     def sorted(self) -> tuple[Fault, ...]:
         return tuple(sorted(self.faults, key=lambda fault: (fault.file is None, fault.file or "", fault.line or 0, fault.column or 0)))

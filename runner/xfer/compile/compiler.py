@@ -189,12 +189,9 @@ def _data(recipe: Recipe, names: Names, collector: Collector) -> data_facts.Data
     try:
         return data_facts.look(names.dataset_target, recipe.target, names.dataset_options)
     except DataError as error:
-        collector.add(error.path, error.message + (f"; {error.hint}" if error.hint else ""))
+        collector.add_error(error.path, error)
     except UsageError as error:
-        collector.add(
-            "target.path" if "path" in names.dataset_options else "target.dataset",
-            error.message + (f"; {error.hint}" if error.hint else ""),
-        )
+        collector.add_error("target.path" if "path" in names.dataset_options else "target.dataset", error)
     return None
 
 

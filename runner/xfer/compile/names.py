@@ -103,7 +103,7 @@ def _source(recipe: Recipe, names: Names, collector: Collector) -> None:
             name = plugin.located(name)
         names.source = SourceName(plugin.provider, name, target, plugin.backend, plugin.library())
     except UsageError as error:
-        collector.add("source.model", error.message + (f"; {error.hint}" if error.hint else ""))
+        collector.add_error("source.model", error)
 
 
 def provider_and_name(model: str) -> tuple[str, str]:

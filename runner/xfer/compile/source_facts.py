@@ -54,7 +54,7 @@ class WeightsChoice:
             if look and place.url is None and not place.file.is_file():
                 raise UsageError(missing(place.file) if not place.file.exists() else f"{place.file} is a folder, not a file of weights")
         except UsageError as error:
-            collector.add(self.path, error.message + (f"; {error.hint}" if error.hint else ""))
+            collector.add_error(self.path, error)
             return None
         return WeightsPlan(
             kind="file",
@@ -110,7 +110,7 @@ def ask(
     try:
         stamp = plugin().stamp(names.source.name) if getattr(plugin, "named_by_path", False) else None
     except UsageError as error:
-        collector.add("source.model", error.message + (f"; {error.hint}" if error.hint else ""))
+        collector.add_error("source.model", error)
         return None
     question = Question(
         target=names.source.target,
@@ -127,10 +127,10 @@ def ask(
     except UnknownModelError as error:
         collector.add("source.model", error.message, candidates=[error.hint or ""], wanted=error.hint)
     except WeightsError as error:
-        collector.add(error.path, error.message + (f"; {error.hint}" if error.hint else ""))
+        collector.add_error(error.path, error)
     except UsageError as error:
         path = "target.image_size" if recipe.target.image_size else "source.model"
-        collector.add(path, error.message + (f"; {error.hint}" if error.hint else ""))
+        collector.add_error(path, error)
     return None
 
 

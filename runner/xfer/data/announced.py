@@ -11,6 +11,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ class Fetch:
         for number, download in enumerate(self.downloads):
             say(f"downloading {shown(download.url)} to {download.file}")
             try:
-                copy_in(download.url, Path(download.file), check=_Check(download))
+                copy_in(download.url, Path(download.file), check=partial(_verify, download=download))
             except DataError:
                 raise
             except UsageError as error:
@@ -95,30 +96,26 @@ def by_hand(downloads: tuple[Download, ...]) -> str:
     return "\n  ".join(f"fetch {shown(download.url)} elsewhere and put it at {download.file}" for download in downloads)
 
 
-@dataclass(frozen=True)
-class _Check:
-    """Looks at what was downloaded before it takes its name."""
+def _verify(copied: Path, *, download: Download) -> None:
+    """Looks at what was downloaded before it takes its name; raises DataError."""
+    if download.sha256 is not None:
+        with copied.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != download.sha256:
+            raise _wrong(download, f"its SHA-256 begins with {found[:8]}, not {download.sha256[:8]}")
+    elif copied.suffix == ".gz":
+        try:
+            _unpack(copied)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _wrong(download, f"it can't be unpacked ({error})") from None
 
-    download: Download
 
-    def __call__(self, copied: Path) -> None:
-        if self.download.sha256 is not None:
-            with copied.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != self.download.sha256:
-                raise self._wrong(f"its SHA-256 begins with {found[:8]}, not {self.download.sha256[:8]}")
-        elif copied.suffix == ".gz":
-            try:
-                _unpack(copied)
-            except (OSError, EOFError, zlib.error) as error:
-                raise self._wrong(f"it can't be unpacked ({error})") from None
-
-    def _wrong(self, why: str) -> DataError:
-        return DataError(
-            f"what was downloaded from {shown(self.download.url)} is not the file of that name: {why}; it was not kept",
-            path="target.dataset",
-            hint=f"something between here and the server changed it; fetch it another way and put it at {self.download.file}",
-        )
+def _wrong(download: Download, why: str) -> DataError:
+    return DataError(
+        f"what was downloaded from {shown(download.url)} is not the file of that name: {why}; it was not kept",
+        path="target.dataset",
+        hint=f"something between here and the server changed it; fetch it another way and put it at {download.file}",
+    )
 
 
 def _unpack(file: Path) -> None:

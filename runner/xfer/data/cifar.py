@@ -17,6 +17,8 @@ from xfer.errors import DataError
 
 Contents = Callable[[str], bytes]
 
+ADDRESS = "https://www.cs.toronto.edu/~kriz/"  # where the archives come from
+
 
 @dataclass(frozen=True)
 class Edition:
@@ -25,6 +27,7 @@ class Edition:
     name: str
     folder: str
     archive: str
+    archive_bytes: int
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
@@ -35,6 +38,7 @@ CIFAR10 = Edition(
     name="CIFAR-10",
     folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz",
+    archive_bytes=170_498_071,
     train=tuple(f"data_batch_{number}" for number in range(1, 6)),
     test=("test_batch",),
     meta="batches.meta",
@@ -44,6 +48,7 @@ CIFAR100 = Edition(
     name="CIFAR-100",
     folder="cifar-100-python",
     archive="cifar-100-python.tar.gz",
+    archive_bytes=169_001_437,
     train=("train",),
     test=("test",),
     meta="meta",

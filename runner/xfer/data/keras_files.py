@@ -16,14 +16,13 @@ import numpy as np
 from xfer.data.announced import Download
 from xfer.data.array_files import arrays_in
 from xfer.data.array_sets import DIGITS, FASHION, MNIST_COUNTS, OBJECTS, Arrays, check_labels
-from xfer.data.cifar import CIFAR10, CIFAR100, Edition, read_cifar
+from xfer.data.cifar import ADDRESS, CIFAR10, CIFAR100, Edition, read_cifar
 from xfer.data.dataset import SplitName
 from xfer.data.torchvision_arrays import ARRAY_SETS
 from xfer.errors import DataError
 
 HOME = "KERAS_HOME"
 GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-TORONTO = "https://www.cs.toronto.edu/~kriz/"
 MNIST_FILE = "mnist.npz"
 FASHION_FOLDER = "fashion-mnist"
 
@@ -45,16 +44,21 @@ class KerasSet:
         return tuple(self.classes)
 
 
-def datasets_folder() -> Path:
-    """Where Keras keeps data sets: `$KERAS_HOME/datasets`, else `~/.keras/datasets`, or below /tmp where the home can't be written to."""
+def keras_home() -> Path:
+    """Keras's own folder, as Keras finds it: `$KERAS_HOME`, else `~/.keras`, or below /tmp where the home can't be written to."""
     told = os.environ.get(HOME)
     if told is None:
         home = os.path.expanduser("~")
         told = os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
-    return Path(os.path.abspath(os.path.expanduser(told))) / "datasets"
+    return Path(os.path.abspath(os.path.expanduser(told)))
 
 
-def _cifar(edition: Edition, classes: Mapping[str, tuple[str, ...]], *, size: int, sha256: str) -> KerasSet:
+def datasets_folder() -> Path:
+    """Where Keras keeps data sets."""
+    return keras_home() / "datasets"
+
+
+def _cifar(edition: Edition, classes: Mapping[str, tuple[str, ...]], *, sha256: str) -> KerasSet:
     unpacked = f"{edition.folder}-target"
 
     def read(place: Path, variant: str) -> Arrays | None:
@@ -68,7 +72,7 @@ def _cifar(edition: Edition, classes: Mapping[str, tuple[str, ...]], *, size: in
         variant: {"train": (50_000 // len(names),) * len(names), "test": (10_000 // len(names),) * len(names)}
         for variant, names in classes.items()
     }
-    archive = Download(TORONTO + edition.archive, f"{unpacked}_archive", size, sha256)
+    archive = Download(ADDRESS + edition.archive, f"{unpacked}_archive", edition.archive_bytes, sha256)
     looks_for = f"{unpacked}/{edition.folder}/, {unpacked}_archive, {edition.folder}/ or {edition.archive}"
     return KerasSet(read, looks_for, (archive,), classes, counts)
 
@@ -129,8 +133,8 @@ _FASHION_FILES = {  # and their sizes
 _HUNDRED = {"fine": tuple(map(str, range(100))), "coarse": tuple(map(str, range(20)))}  # named in the files
 
 KERAS_SETS: dict[str, KerasSet] = {
-    "cifar10": _cifar(CIFAR10, {"": OBJECTS}, size=170_498_071, sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-    "cifar100": _cifar(CIFAR100, _HUNDRED, size=169_001_437, sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+    "cifar10": _cifar(CIFAR10, {"": OBJECTS}, sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    "cifar100": _cifar(CIFAR100, _HUNDRED, sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
     "fashion_mnist": KerasSet(
         _read_fashion,
         f"{FASHION_FOLDER}/ with {', '.join(_FASHION_FILES)}",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xfer.data.announced import Download, spread
 from xfer.data.array_sets import DIGITS, FASHION, MNIST_COUNTS, OBJECTS
+from xfer.data.cifar import ADDRESS, CIFAR10, CIFAR100
 from xfer.data.torchvision_arrays import EMNIST_CLASSES, KUZUSHIJI
 
 
@@ -47,7 +48,6 @@ def _idx(*sizes: int | None) -> dict[str, int | None]:
 
 
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
-_TORONTO = "https://www.cs.toronto.edu/~kriz/"
 _CLIP = "https://openaipublic.azureedge.net/clip/data/"
 _EMNIST = {
     "byclass": (697_932, 116_323),
@@ -61,9 +61,9 @@ _TEN_THOUSANDS = {"train": 60_000, "test": 10_000}
 
 # By name, and by 'name/variant' where the variants differ. StanfordCars is not here: it can't be downloaded any more.
 KNOWN: dict[str, Known] = {
-    "CIFAR10": Known(OBJECTS, {"train": 50_000, "test": 10_000}, _TORONTO, {"cifar-10-python.tar.gz": 170_498_071}),
+    "CIFAR10": Known(OBJECTS, {"train": 50_000, "test": 10_000}, ADDRESS, {CIFAR10.archive: CIFAR10.archive_bytes}),
     **{
-        f"CIFAR100/{variant}": Known(n, {"train": 50_000, "test": 10_000}, _TORONTO, {"cifar-100-python.tar.gz": 169_001_437})
+        f"CIFAR100/{variant}": Known(n, {"train": 50_000, "test": 10_000}, ADDRESS, {CIFAR100.archive: CIFAR100.archive_bytes})
         for variant, n in (("fine", 100), ("coarse", 20))
     },
     "Caltech101": Known(101, {"": 8_677}, "https://data.caltech.edu/records/mzrjq-6wc02/files/", {"caltech-101.zip": None}, "caltech101"),

@@ -92,8 +92,8 @@ def run(recipe: Path, overrides: Sequence[str], folder: Path, *, say: Say) -> Do
 
 
 def _need_both() -> None:
-    for module, backend in (("torch", "torch"), ("tensorflow", "tensorflow")):
-        if importlib.util.find_spec(module) is None:
+    for backend in BACKENDS:
+        if importlib.util.find_spec(backend) is None:
             raise MissingExtraError(
                 f"xfer parity runs a recipe on both backends, and {backend} is not installed", hint=f"pip install 'xfer-runner[{backend}]'"
             )
@@ -138,7 +138,7 @@ def _told(line: str) -> dict[str, Any]:
 
 
 def _started(command: list[str], errors: Any) -> subprocess.Popen[str]:
-    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=quiet)
 
 
@@ -206,9 +206,8 @@ def _arrays(what: str, seen: Mapping[str, Mapping[str, np.ndarray]], key: str, t
     relative = np.linalg.norm(rows[0] - rows[1], axis=1) / np.maximum(np.linalg.norm(rows[0], axis=1), np.finfo(np.float64).tiny)
     largest = float(np.abs(one).max())
     where = f"{by_image[worst]:.1e} of numbers up to {largest:.3g}, in {keys[worst]}; relative to an image's norm {relative.max():.1e}"
-    where_largest = where if by_image[worst] else None
     difference = float(by_image[worst]) / max(1.0, largest)
-    return Check(what=what, difference=difference, tolerance=tolerance, where=where_largest)
+    return Check(what=what, difference=difference, tolerance=tolerance, where=where if difference else None)
 
 
 def _losses(bundles: Mapping[str, Bundle], *, judged: bool) -> list[Check]:

@@ -1,6 +1,8 @@
-"""Windows that slide over the sides of an image: how much is padded, and how much of a window lies inside. Plain numbers, one side each."""
+"""Windows that slide over the sides of an image: how much is padded, and how much of a window lies inside. Plain numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +15,18 @@ def same_padding(size: int, *, window: int, stride: int, dilation: int = 1) -> t
     """
     total = max((-(-size // stride) - 1) * stride + (window - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
+
+
+def same_sides(
+    sizes: Sequence[int], *, window: Sequence[int], stride: Sequence[int], dilation: Sequence[int] = (1, 1)
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The same for height and width at once.
+
+    >>> same_sides((224, 7), window=(3, 3), stride=(2, 1))
+    ((0, 1), (1, 1))
+    """
+    height, width = (same_padding(sizes[axis], window=window[axis], stride=stride[axis], dilation=dilation[axis]) for axis in (0, 1))
+    return (height, width)
 
 
 def places(size: int, *, window: int, stride: int, padding: tuple[int, int], dilation: int = 1) -> int:

@@ -19,7 +19,6 @@ from xfer.errors import UsageError
 from xfer.plan.model_map import Frozen, Tensor
 from xfer.plan.preprocess import Preprocess
 
-FORMAT = 1
 IMAGES = "images"  # the name of the input: the network's own input, normalised, [channels, height, width]
 CLASSIFIER = "network_classifier"  # stands for a network's own in what is built: it marks the features below it, and is never used
 GRAPH_FILE, TENSORS_FILE = "graph.json", "tensors.safetensors"
@@ -36,6 +35,7 @@ requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty
 RESERVED = frozenset(_RESERVED.split())
 Pair = tuple[int, int]
 Sides = tuple[Pair, Pair]  # padding of the height (before, after) and of the width
+NO_SIDES: Sides = ((0, 0), (0, 0))
 
 Function = Literal[
     "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hard_swish", "hard_sigmoid", "mish",
@@ -150,7 +150,7 @@ class Pool(Operation):
     by: Literal["max", "average"]
     window: Pair
     stride: Pair
-    padding: Sides = ((0, 0), (0, 0))
+    padding: Sides = NO_SIDES
     counts_padding: bool = False
 
 
@@ -219,7 +219,7 @@ AnyOperation = Annotated[
 class Portable(Frozen):
     """A network up to its pooled features: `features` names the operation that gives them, a vector of `width` numbers for each image."""
 
-    format: int = FORMAT
+    format: Literal[1] = 1
     model: str
     backend: Literal["torch", "tensorflow"]  # where it comes from
     input_size: int
@@ -235,15 +235,16 @@ class Portable(Frozen):
 
 
 class Names:
-    """Names for operations, each given out once, that both backends can use: no slash, and nothing that torch's modules have already.
+    """Names, each given out once, that both backends can use: no slash, and nothing that torch's modules have already. Those that are
+    `taken` from the start are kept as they are.
 
     >>> names = Names()
     >>> names.free("block.train"), names.free("a/b"), names.free("a_b")
     ('block.train_', 'a_b', 'a_b_')
     """
 
-    def __init__(self) -> None:
-        self._taken = {IMAGES, CLASSIFIER}
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = {IMAGES, CLASSIFIER, *taken}
 
     def free(self, wanted: str) -> str:
         """`wanted`, or the nearest to it that can be used."""
@@ -255,23 +256,13 @@ class Names:
         return name
 
 
-def tensors_of(name: str, values: dict[str, np.ndarray | None], *, buffers: Iterable[str] = ()) -> tuple[Tensor, ...]:
-    """The Tensors of an operation from its arrays by role; absent ones are None."""
-    held = set(buffers)
-    return tuple(
-        Tensor(name=f"{name}.{role}", shape=tuple(value.shape), kind="buffer" if role in held else "parameter")
-        for role, value in values.items()
-        if value is not None
-    )
-
-
 def write(folder: Path, portable: Portable, tensors: dict[str, np.ndarray]) -> None:
     """Both files into a folder, which is made. `tensors` are the values of `portable.tensors`, all of them."""
     wanted = {tensor.name: tensor.shape for tensor in portable.tensors}
     assert wanted == {name: value.shape for name, value in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: np.array(value, np.float32, order="C") for name, value in tensors.items()}, folder / TENSORS_FILE)
-    (folder / GRAPH_FILE).write_text(portable.model_dump_json(indent=1, exclude_defaults=False) + "\n")
+    (folder / GRAPH_FILE).write_text(portable.model_dump_json(indent=1) + "\n")
 
 
 def read(folder: Path) -> Portable:

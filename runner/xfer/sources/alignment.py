@@ -21,6 +21,7 @@ Shape = tuple[int, ...]
 Layout = Literal["torch", "keras"]  # how the network's kernels lie
 Named = Sequence[tuple[str, Shape]]
 
+SEPARATOR: dict[Layout, str] = {"torch": ".", "keras": "/"}  # between the parts of the network's names
 COUNTER = "num_batches_tracked"
 MAX_TRIES = 2000
 MOST_CLASSIFIER = 8  # tensors of a classifier that the network was built without
@@ -87,7 +88,7 @@ def _removals(
     blocks: dict[str, list[str]] = {}
     for name in places:
         if name in classifier:
-            blocks.setdefault(re.split(r"\." if layout == "torch" else "/", name)[0], []).append(name)
+            blocks.setdefault(name.split(SEPARATOR[layout])[0], []).append(name)
     for count in range(len(blocks) + 1):
         for kept in itertools.combinations(blocks.values(), count):
             if sum(map(len, kept)) != surplus:

@@ -172,6 +172,11 @@ def checked(value: np.ndarray, name: str, file: Path) -> np.ndarray:
     return np.array(value, value.dtype.newbyteorder("="), order="C")
 
 
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float32 numbers whose upper halves are these 16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def refused(file: Path, name: str) -> WeightsError:
     """The error for a file that wants more than tensors."""
     return WeightsError(

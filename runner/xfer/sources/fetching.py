@@ -15,7 +15,6 @@ from xfer.data.locations import copy_in, missing, shown
 from xfer.errors import UsageError, WeightsError
 from xfer.plan.plan import WeightsPlan
 
-BLOCK_BYTES = 1 << 20
 # torch's habit: the first digits of a file's SHA-256 stand before its ending.
 NAMED_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.[^./]+$")
 MD5_DIGITS = 32
@@ -67,14 +66,13 @@ def _verify(copied: Path, weights: WeightsPlan) -> None:
     wanted = weights.digest or (named[1] if named else None)
     if weights.kind != "tag" or wanted is None:
         return
-    kind, digest = ("MD5", hashlib.md5()) if weights.digest is not None and len(wanted) == MD5_DIGITS else ("SHA-256", hashlib.sha256())
+    kind = "MD5" if weights.digest is not None and len(wanted) == MD5_DIGITS else "SHA-256"
     with copied.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    if not digest.hexdigest().startswith(wanted):
+        found = hashlib.file_digest(stream, hashlib.md5 if kind == "MD5" else hashlib.sha256).hexdigest()
+    if not found.startswith(wanted):
         raise WeightsError(
             f"what was downloaded from {shown(weights.url)} is not the file of that name: its {kind} begins with "
-            f"{digest.hexdigest()[: len(wanted)]}, not {wanted}; it was deleted",
+            f"{found[: len(wanted)]}, not {wanted}; it was deleted",
             hint=f"something between here and the server changed it; fetch it another way and put it at {weights.file}",
         )
 

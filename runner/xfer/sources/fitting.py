@@ -14,7 +14,7 @@ from xfer.errors import WeightsError
 from xfer.plan.model_map import ModelMap, Tensor
 from xfer.plugins import nearest
 from xfer.sources import tensors as numbers
-from xfer.sources.alignment import Layout, Pairing, align
+from xfer.sources.alignment import SEPARATOR, Layout, Pairing, align
 
 Named = dict[str, Any]  # torch's tensors or numpy's arrays by name
 
@@ -50,7 +50,7 @@ class Wanted:
     @property
     def separator(self) -> str:
         """What stands between the parts of the network's names."""
-        return "." if self.layout == "torch" else "/"
+        return SEPARATOR[self.layout]
 
     @property
     def replaced(self) -> tuple[str, ...]:

@@ -114,8 +114,7 @@ def _lists(group: Any, name: str) -> list[str]:
 
 def _values(dataset: Any, name: str, file: Path) -> np.ndarray:
     if dataset.dtype.kind == "V" and dataset.attrs.get("dtype") == "bfloat16":
-        bits = np.asarray(dataset[()]).view(np.uint16)
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+        return arrays.from_bfloat16(np.asarray(dataset[()]).view(np.uint16))
     if dataset.dtype.kind not in arrays.NUMBER_KINDS:
         raise WeightsError(f"{file}: '{name}' is an array of {dataset.dtype}, not of numbers")
     return np.asarray(dataset[()])
@@ -136,14 +135,14 @@ def _older(group: Any, config: Any, file: Path) -> Stored:
         is_model = top in nested if config is not None else len(parents) > 1 and not all(name.startswith(f"{top}/") for name in whole)
         place = {name: index for index, name in enumerate(nested.get(top, []))}
         sublayers: dict[str, list[str]] = {}
-        read = {}
+        values = {}
         for written, name in zip(listed, whole, strict=True):
             own = f"{top}/{name}" if is_model else name if name.startswith(f"{top}/") else f"{top}/{name.rpartition('/')[2]}"
-            read[own] = _values(_member(layer, written, file), own, file)
+            values[own] = _values(_member(layer, written, file), own, file)
             sublayers.setdefault(name.split("/")[0] if is_model else "", []).append(own)
         ordered = sorted(sublayers, key=lambda name: place.get(name, len(place)))
         stored.tops.append({f"{top}/{name}" if is_model else top: sublayers[name] for name in ordered})
-        stored.tensors.update({own: read[own] for name in ordered for own in sublayers[name]})
+        stored.tensors.update({own: values[own] for name in ordered for own in sublayers[name]})
     return stored
 
 

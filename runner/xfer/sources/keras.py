@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import os
 import sys
 import threading
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xfer.data.keras_files import keras_home
 from xfer.errors import UsageError
 from xfer.plan.preprocess import Preprocess
 from xfer.plugins import nearest
@@ -72,7 +72,7 @@ class KerasSource:
         tags = self.tags(name)
         if not tags or tag not in ("DEFAULT", *tags):
             raise unknown_tag(self.provider, name, tag, tags)
-        return _place(name, tags[0], image_size or _native_size(name), _home())
+        return _place(name, tags[0], image_size or _native_size(name), keras_home())
 
     def preprocess(self, name: str, tag: str | None) -> Preprocess:
         """What the family's own `preprocess_input` does, told from what it makes of pixels; the whole frame's central square."""
@@ -153,7 +153,7 @@ def _built(name: str, weights: str | None, size: int) -> tuple[Any, Tag | None]:
     asked: list[Tag] = []
 
     def recorded(fname: str, origin: str, *, cache_subdir: str, file_hash: str | None = None, **_: Any) -> str:
-        file = os.path.join(_home(), cache_subdir, fname)
+        file = str(keras_home() / cache_subdir / fname)
         asked.append(Tag(str(weights), origin, file, file_hash))
         return file
 
@@ -176,20 +176,11 @@ def _built(name: str, weights: str | None, size: int) -> tuple[Any, Tag | None]:
 
 
 @cache
-def _place(name: str, weights: str, size: int, home: str) -> Tag:
+def _place(name: str, weights: str, size: int, home: Path) -> Tag:
     """Building is the dear part of the answer, so that it is kept for as long as Keras's folder stays where it is."""
     tag = _built(name, weights, size)[1]
     assert tag is not None
     return tag
-
-
-def _home() -> str:
-    """Keras's own folder, as Keras finds it."""
-    told = os.environ.get("KERAS_HOME")
-    if told is not None:
-        return os.path.abspath(os.path.expanduser(told))
-    home = os.path.expanduser("~")
-    return os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
 
 
 @cache

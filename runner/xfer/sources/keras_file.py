@@ -12,14 +12,12 @@ from typing import Any
 
 from xfer.errors import WeightsError
 from xfer.plan.preprocess import Preprocess
-from xfer.sources import arrays, keras_library, model_paths
+from xfer.sources import arrays, keras_library
 from xfer.sources.formats import identify
 from xfer.sources.hdf5 import MOST_EXPANSION, ROOM_BYTES
-from xfer.sources.model_paths import PLACE
+from xfer.sources.model_paths import ANY_SIZE, OWN, PLACE, PathSource
 from xfer.sources.source import Tag
 
-OWN = "its own"  # the name of the weights in the file
-ANY_SIZE = 224  # of a network that takes images of any size
 CODE = {"__lambda__": "a lambda, Python code that lies in the file", "TFSMLayer": "a SavedModel, a program that lies elsewhere"}
 # What may stand before a network's first layer without preparing its input.
 PASSED = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop|ZeroPadding2D|Identity|Dropout|GaussianNoise|AutoContrast|AugMix|\w*Augment")
@@ -31,29 +29,10 @@ SELF_MADE = (
 )
 
 
-class KerasFileSource:
+class KerasFileSource(PathSource):
     """`file:PATH`: a whole model that Keras saved (`.keras`, `.h5`), with the weights in it or without."""
 
-    backend = "tensorflow"
     provider = "file"
-    named_by_path = True
-    brings_weights = True
-
-    def library(self) -> str:
-        """'keras 3.15.1', without importing it; raises MissingExtraError."""
-        return keras_library.library()
-
-    def models(self) -> list[str]:
-        """None: files are named by their paths."""
-        return []
-
-    def located(self, name: str) -> str:
-        """The file's absolute path; raises UsageError."""
-        return model_paths.located(name, self.provider)
-
-    def stamp(self, name: str) -> str:
-        """What changes when the file does; raises WeightsError where it is not there."""
-        return model_paths.stamp(Path(self.located(name)))
 
     def build(self, name: str, *, pretrained: bool, image_size: int | None = None) -> Any:
         """The network as it was saved; without `pretrained` the same with fresh weights."""
@@ -70,10 +49,6 @@ class KerasFileSource:
         """The side in pixels that the model was built for; 224 where it takes any."""
         return _told(self.located(name), self.stamp(name))[0]
 
-    def tags(self, name: str) -> list[str]:
-        """The weights in the file."""
-        return [OWN]
-
     def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """The weights in the file; raises WeightsError for any other tag."""
         if tag not in ("DEFAULT", OWN):
@@ -87,10 +62,6 @@ class KerasFileSource:
         """No file says what its network expects: 0..255 where it begins with a layer that prepares its input, else 0..1."""
         size, prepares = _told(self.located(name), self.stamp(name))
         return Preprocess(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1.0 if prepares else 255.0)
-
-    def adapt(self, name: str, tensors: dict[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
-        """As they are."""
-        return tensors
 
 
 @cache

@@ -13,16 +13,16 @@ from typing import Any, Literal
 import numpy as np
 
 from xfer.errors import WeightsError
-from xfer.plan.model_map import HEAD, OWN, ModelMap
+from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import SourcePlan
 from xfer.sources import arrays, hdf5, keras_structure, torch_process
 from xfer.sources.alignment import MOST_CLASSIFIER
 from xfer.sources.fitting import Wanted, fit, unknown_part
-from xfer.sources.formats import identify
+from xfer.sources.formats import Format, identify
 from xfer.sources.hdf5 import Stored
 from xfer.sources.keras_structure import Layer, Place
 from xfer.sources.safetensors import read_safetensors
-from xfer.sources.weights import leaves
+from xfer.sources.weights import leaves, without_added
 
 Pairs = dict[str, str]  # the file's name for each of ours
 
@@ -56,17 +56,16 @@ def load(network: Any, variables: Mapping[str, Any], source: SourcePlan, *, mode
             return fit(chosen, model_map=model_map, origin=weights.file)
         tensors: dict[str, Any] = stored.tensors
     else:
-        tensors = read_arrays(file)
+        tensors = _read_arrays(file, kind)
     if weights.kind == "bundle":
-        tensors = {name: tensor for name, tensor in tensors.items() if name in variables or not name.startswith((f"{HEAD}.", f"{OWN}."))}
+        tensors = without_added(tensors, variables)
     order = list(dict.fromkeys([*(name for top in tops for layer in top for name in layer.tensors), *variables]))
     part = weights.part if kind != "keras" else None
     return fit(tensors, model_map=model_map, match=weights.match, part=part, order=order, origin=weights.file)
 
 
-def read_arrays(file: Path) -> dict[str, np.ndarray]:
+def _read_arrays(file: Path, kind: Format) -> dict[str, np.ndarray]:
     """All tensors of a file that is not Keras's, by name and in the file's order. Torch's are read by a process of their own."""
-    kind = identify(file, "tensorflow")
     if kind == "torch":
         return torch_process.read(file)
     if kind == "safetensors":

@@ -36,9 +36,9 @@ def read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _array(entry: dict, name: str, file: Path) -> np.ndarray:
-    kind, shape, content = entry["dtype"], entry["shape"], bytes(entry["data"])
+    kind, shape, content = entry["dtype"], entry["shape"], entry["data"]
     if kind == BFLOAT16:
-        return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return arrays.from_bfloat16(np.frombuffer(content, "<u2")).reshape(shape)
     if kind not in TYPES:
         raise WeightsError(f"{file}: '{name}' is of the type {kind}, which can't be used")
     return np.frombuffer(content, TYPES[kind]).reshape(shape)

@@ -19,12 +19,10 @@ from typing import IO, Any
 
 from xfer.errors import WeightsError
 from xfer.plan.preprocess import Preprocess
-from xfer.sources import arrays, keras_library, model_paths
-from xfer.sources.model_paths import PLACE
+from xfer.sources import arrays, keras_library
+from xfer.sources.model_paths import ANY_SIZE, OWN, PLACE, PathSource
 from xfer.sources.source import Tag
 
-OWN = "its own"  # the name of the weights in it
-ANY_SIZE = 224  # of a network that takes images of any size
 GRAPH = "saved_model.pb"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DEFAULT = "serving_default"  # the signature that is meant, of several
@@ -33,34 +31,15 @@ MOST_EXPANSION, ROOM_BYTES = 100, 1 << 28
 BLOCK_BYTES = 1 << 20
 
 
-class SavedModelSource:
+class SavedModelSource(PathSource):
     """`savedmodel:PATH`: a folder with a SavedModel, or an archive of one (.zip, .tar.gz). Its features can always be used; it can be
     trained where it exposes trainable variables."""
 
-    backend = "tensorflow"
     provider = "savedmodel"
-    named_by_path = True
-    brings_weights = True
     needs_trust = (
         "a SavedModel is a program, which may read and write files when it is loaded; where you know who made it, "
         "set 'trust: true' beside source.model"
     )
-
-    def library(self) -> str:
-        """'keras 3.15.1', without importing it; raises MissingExtraError."""
-        return keras_library.library()
-
-    def models(self) -> list[str]:
-        """None: SavedModels are named by their paths."""
-        return []
-
-    def located(self, name: str) -> str:
-        """The absolute path; raises UsageError."""
-        return model_paths.located(name, self.provider)
-
-    def stamp(self, name: str) -> str:
-        """What changes when a file in it does; raises WeightsError where there is none."""
-        return model_paths.stamp(Path(self.located(name)))
 
     def build(self, name: str, *, pretrained: bool, image_size: int | None = None) -> Any:
         """A model that calls the SavedModel; raises WeightsError where it was to have other weights than its own."""
@@ -73,10 +52,6 @@ class SavedModelSource:
         """The side in pixels that its input has; 224 where it takes any."""
         return _side(self.located(name), self.stamp(name))
 
-    def tags(self, name: str) -> list[str]:
-        """The weights in it."""
-        return [OWN]
-
     def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """The weights in it; raises WeightsError for any other tag."""
         if tag not in ("DEFAULT", OWN):
@@ -87,10 +62,6 @@ class SavedModelSource:
         """0..1, as TF Hub's image models agree to; nothing in a SavedModel says it."""
         size = self.input_size(name)
         return Preprocess(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-    def adapt(self, name: str, tensors: dict[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
-        """As they are."""
-        return tensors
 
 
 @dataclass(frozen=True)

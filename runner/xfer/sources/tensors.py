@@ -40,10 +40,8 @@ def turned(tensor: Any, axes: Sequence[int]) -> Any:
 
 
 def plain(tensor: Any) -> Any:
-    """In row-major memory of its own."""
-    if isinstance(tensor, np.ndarray):
-        return np.ascontiguousarray(tensor).reshape(tensor.shape)
-    return tensor.contiguous()
+    """In row-major memory."""
+    return np.asarray(tensor, order="C") if isinstance(tensor, np.ndarray) else tensor.contiguous()
 
 
 def counter(shape: Sequence[int]) -> Any:

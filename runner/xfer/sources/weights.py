@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "load", "read_tensors"]
 
+Tensor = TypeVar("Tensor")
+
 MAX_VALUES = 1_000_000  # containers can hold themselves, or each other many times over
 MAX_DEPTH = 32
 
@@ -42,8 +44,7 @@ def load(source: SourcePlan, *, model_map: ModelMap, order: Sequence[str] | None
     tensors = read_tensors(Path(weights.file))
     if weights.kind == "bundle":
         wanted = {tensor.name for group in model_map.groups for tensor in group.tensors}
-        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted or not name.startswith((f"{HEAD}.", f"{OWN}."))}
-        return fit(tensors, model_map=model_map, origin=weights.file)
+        return fit(without_added(tensors, wanted), model_map=model_map, origin=weights.file)
     provider: Source = plugins.load(source.target)()
     return fit(
         tensors,
@@ -54,6 +55,11 @@ def load(source: SourcePlan, *, model_map: ModelMap, order: Sequence[str] | None
         adapt=lambda named: provider.adapt(source.name, named, image_size=model_map.image_size),
         origin=weights.file,
     )
+
+
+def without_added(tensors: Mapping[str, Tensor], network: Container[str]) -> dict[str, Tensor]:
+    """A bundle's tensors without what its run added to the network: its head and its method's own."""
+    return {name: tensor for name, tensor in tensors.items() if name in network or not name.startswith((f"{HEAD}.", f"{OWN}."))}
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

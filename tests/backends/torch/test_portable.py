@@ -38,10 +38,7 @@ def rebuilt(portable: Portable, tensors: dict[str, np.ndarray]) -> PortableNetwo
     network = PortableNetwork(portable)
     missing, unexpected = network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
     assert unexpected == []
-    assert [name for name in missing if not name.endswith("num_batches_tracked")] == [
-        "network_classifier.weight",
-        "network_classifier.bias",
-    ]
+    assert [name for name in missing if not name.endswith("num_batches_tracked")] == CLASSIFIER
     return network
 
 

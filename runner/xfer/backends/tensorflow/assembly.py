@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import keras
@@ -12,14 +11,14 @@ import tensorflow as tf
 
 from xfer import plugins
 from xfer.backends.backend import Device
+from xfer.backends.plan_tensors import changing, groups_of, of_source, own_start
 from xfer.backends.tensorflow.graph import named_variables
 from xfer.backends.tensorflow.hardware import place
 from xfer.backends.tensorflow.head import Head, pool
 from xfer.backends.tensorflow.segments import Segments
-from xfer.methods.method import Facts, Method
-from xfer.ops.initial import draw
-from xfer.plan.model_map import HEAD, OWN, PIXELS
-from xfer.plan.plan import Plan, own_group
+from xfer.methods.method import Method
+from xfer.plan.model_map import OWN, PIXELS
+from xfer.plan.plan import Plan
 
 DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 STORED_BITS = "uint16"  # how the store keeps bfloat16
@@ -43,26 +42,12 @@ class Assembly:
         self.method: Method = plugins.load(plan.method.target)(**plan.method.options)
         with tf.device(self.place):
             self.head = Head(plan.head, seed=plan.seed)
-            self.own = self._own()
+            self.own = {name: tf.Variable(values) for name, values in own_start(self.method, plan).items()}
         self.named = self._named()
-        self.group_of = {tensor.name: group.name for group in plan.model.groups for tensor in group.tensors}
-        self.group_of.update(dict.fromkeys((tensor.name for tensor in plan.head.tensors), HEAD))
-        self.group_of.update({tensor.name: own_group(tensor.name) for tensor in plan.method.tensors})
-        changing = [name for name in self.changing if self.group_of[name] != HEAD and not name.startswith(f"{OWN}.")]
-        self.source = {name: tf.constant(self.named[name].numpy()) for name in changing}
+        self.group_of = groups_of(plan)
+        self.changing = changing(plan, self.named)
+        self.source = {name: tf.constant(self.named[name].numpy()) for name in of_source(self.changing, self.group_of)}
         self.teacher = self._copy() if plan.method.teacher else None
-
-    def _own(self) -> dict[str, Any]:
-        """The method's own tensors, drawn in numpy so that both backends begin at the same numbers."""
-        plan = self.plan
-        facts = Facts(plan.head.outputs, plan.head.inputs, {tap: plan.model.cut(cut).shape for tap, cut in plan.method.taps.items()})
-        made = {}
-        for tensor in self.method.tensors(facts):
-            values = np.zeros(tensor.shape, np.float32)
-            if tensor.fan_in is not None:
-                values = draw(f"{OWN}.{tensor.name}", tensor.shape, fan_in=tensor.fan_in, seed=plan.seed)
-            made[tensor.name] = tf.Variable(values)
-        return made
 
     def _named(self) -> dict[str, Any]:
         inside = named_variables(self.base)
@@ -78,12 +63,6 @@ class Assembly:
         twin.set_weights(self.base.get_weights())
         set_precision(twin, self.compute_dtype.name)
         return Segments(twin, self.plan.model)
-
-    @cached_property
-    def changing(self) -> list[str]:
-        """Names of the tensors that some phase may change."""
-        frozen = [set(phase.frozen) for phase in self.plan.phases]
-        return [name for name in self.named if not all(name in held for held in frozen)]
 
     # the way through
 

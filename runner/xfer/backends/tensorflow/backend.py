@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from xfer import plugins
-from xfer.backends.backend import Device
+from xfer.backends.backend import Device, installed
 from xfer.sources import keras_library
 
 keras = keras_library.keras()  # before anything below imports it: with TensorFlow beneath it, and quiet
@@ -36,13 +35,7 @@ class TensorflowBackend:
     name = "tensorflow"
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for library in LIBRARIES:
-            try:
-                found[library] = version(library)
-            except PackageNotFoundError:
-                continue
-        return found
+        return installed(LIBRARIES)
 
     def device(self, wanted: str) -> Device:
         return hardware.find(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from safetensors.numpy import save_file
 
-from xfer.backends.backend import Batch, Device, StepRecord
+from xfer.backends.backend import Device
+from xfer.backends.phased import PhasedNetwork
 from xfer.backends.tensorflow.assembly import Assembly
 from xfer.backends.tensorflow.head import pool
 from xfer.backends.tensorflow.trainer import Trainer
@@ -25,14 +26,16 @@ COMPUTE, LOGITS = "compute", "logits"
 MOST_CONSTANT_BYTES = 500 * 2**20  # of weights inside a graph, which may have 2 GiB in all
 
 
-class TensorflowNetwork:
+class TensorflowNetwork(PhasedNetwork[Assembly]):
     """Implements `xfer.backends.backend.Network`."""
 
     def __init__(self, plan: Plan, base: Any, device: Device) -> None:
-        self.parts = Assembly(plan, base, device)
+        super().__init__(Assembly(plan, base, device))
         self.named = self.parts.named
-        self.trainer: Trainer | None = None
         self._graphs: dict[tuple[Any, ...], Callable[[Any], Any]] = {}
+
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> Trainer:
+        return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
 
     # frozen computation
 
@@ -53,7 +56,7 @@ class TensorflowNetwork:
 
     def _constant(self) -> contextlib.AbstractContextManager[Any]:
         """Within it the network's variables are constants of the graph that is traced: TensorFlow then folds normalisation into the
-        convolutions before it, which makes extraction up to 1.6 times as fast. Whatever changes weights must `_forget` the graph."""
+        convolutions before it, which makes extraction up to 1.6 times as fast. `weights_changed` drops the graph."""
         variables = self.parts.segments.network.variables
         if sum(int(np.prod(variable.shape)) * 4 for variable in variables) > MOST_CONSTANT_BYTES:
             return contextlib.nullcontext()
@@ -62,7 +65,7 @@ class TensorflowNetwork:
         held = [(variable, tf.constant(value)) for variable, value in values]
         return keras.StatelessScope(state_mapping=held)  # type: ignore[no-any-return]
 
-    def _forget(self) -> None:
+    def weights_changed(self) -> None:
         """Graphs that hold weights as constants are traced anew."""
         self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != COMPUTE}
 
@@ -91,64 +94,6 @@ class TensorflowNetwork:
 
     def digests(self, names: Sequence[str]) -> dict[str, str]:
         return {name: digest(self.named[name].numpy()) for name in names}
-
-    # training
-
-    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        carried: Mapping[str, np.ndarray] = {}
-        if self.trainer is not None:
-            self.trainer.close()
-            carried = self.trainer.optimizer.state() if phase.optimizer_state == "carry" else {}
-        self.trainer = Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
-        self.trainer.optimizer.load_state(carried)
-
-    def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
-        assert self.trainer is not None
-        return self.trainer.train(batches, epoch=epoch, first_step=first_step, scale=scale)
-
-    @contextlib.contextmanager
-    def evaluated(self) -> Iterator[None]:
-        average = self.trainer.average if self.trainer is not None else None
-        if average is None:
-            yield
-            return
-        average.swap()
-        try:
-            yield
-        finally:
-            average.swap()
-
-    def end_phase(self, *, best: Mapping[str, np.ndarray], statistics: Iterable[np.ndarray] | None) -> None:
-        assert self.trainer is not None
-        if self.trainer.average is not None:
-            self.trainer.average.swap()
-            self.trainer.average = None
-        self.parts.put(best)
-        if statistics is not None:
-            self.trainer.reestimate(statistics)
-        self._forget()
-
-    def distances(self) -> dict[str, float]:
-        return self.parts.distances()
-
-    # state
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        return self.parts.arrays(self.parts.changing)
-
-    def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.parts.put(tensors)
-        self._forget()
-
-    def state(self) -> dict[str, np.ndarray]:
-        state = {f"model/{name}": value for name, value in self.tensors().items()}
-        return state | (self.trainer.state() if self.trainer is not None else {})
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.parts.put({name.removeprefix("model/"): value for name, value in state.items() if name.startswith("model/")})
-        self._forget()
-        if self.trainer is not None:
-            self.trainer.load_state(state)
 
     def save(self, folder: Path) -> None:
         tensors = {name: np.ascontiguousarray(variable.numpy()).reshape(variable.shape) for name, variable in self.named.items()}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from xfer.backends.graph_writer import NO_SIDES, Value
+from xfer.backends.graph_writer import Value, pair
 from xfer.backends.tensorflow.portable_step import Handler, Held, Step, last, scaled
-from xfer.ops.windows import places, same_padding
+from xfer.ops.windows import same_sides
 from xfer.plan import portable as graph
-from xfer.plan.portable import Pair, Sides
+from xfer.plan.portable import NO_SIDES, Pair, Sides
 
 LEAKY_SLOPE = 0.2  # of Keras's function `leaky_relu`, where nobody says
 _FUNCTIONS = {
@@ -65,26 +64,18 @@ def _convolution(step: Step, name: str, kernel: np.ndarray, bias: np.ndarray | N
     window: Pair = (kernel.shape[2], kernel.shape[3])
     stride, dilation = pair(layer.strides), pair(layer.dilation_rate)
     padding = padding_of(layer.padding, x, window, stride, dilation)
-    sides = [
-        places(x.row[axis + 1], window=window[axis], stride=stride[axis], padding=padding[axis], dilation=dilation[axis]) for axis in (0, 1)
-    ]
+    row = (len(kernel), *step.given(last(3))[1:])
     weights = {"weight": kernel, "bias": bias}
     made = step.writer.add(
-        graph.Conv, name, x, (len(kernel), *sides), weights=weights, stride=stride, padding=padding, dilation=dilation, groups=groups
+        graph.Conv, name, x, row, weights=weights, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     return Held(made, last(3))
-
-
-def pair(value: Any) -> Pair:
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
-    return (int(numbers[0]), int(numbers[-1]))
 
 
 def padding_of(written: str, x: Value, window: Pair, stride: Pair, dilation: Pair = (1, 1)) -> Sides:
     if written != "same":
         return NO_SIDES
-    height, width = (same_padding(x.row[axis + 1], window=window[axis], stride=stride[axis], dilation=dilation[axis]) for axis in (0, 1))
-    return (height, width)
+    return same_sides(x.row[1:], window=window, stride=stride, dilation=dilation)
 
 
 def _dense(step: Step) -> Held:

@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from xfer.backends.graph_writer import Value
-from xfer.backends.tensorflow.portable_calls import padding_of, pair
+from xfer.backends.graph_writer import Value, pair
+from xfer.backends.tensorflow.portable_calls import padding_of
 from xfer.backends.tensorflow.portable_step import Handler, Held, Order, Step, last, scaled
 from xfer.plan import portable as graph
-from xfer.plan.portable import Pair
+from xfer.plan.portable import Pair, Sides
 
 
 def _same(step: Step) -> Held:
@@ -106,19 +106,20 @@ def _pool(by: str) -> Handler:
         layer, x = step.layer, _map(step)
         window = pair(layer.pool_size)
         stride = pair(layer.strides if layer.strides is not None else layer.pool_size)
-        padding = padding_of(layer.padding, x, window, stride)
-        row = step.given(last(3))
-        return Held(step.writer.pool(step.name, x, by, row, window=window, stride=stride, padding=padding, counts_padding=False), last(3))
+        return _pooled(step, x, by, window, stride, padding_of(layer.padding, x, window, stride))
 
     return handler
 
 
 def _padded_pool(step: Step) -> Held:
-    layer, x = step.layer, _map(step)
-    window, stride = pair(layer.window), pair(layer.stride)
-    padding = (pair(layer.sides[0]), pair(layer.sides[1]))
+    layer = step.layer
+    sides = (pair(layer.sides[0]), pair(layer.sides[1]))
+    return _pooled(step, _map(step), layer.by, pair(layer.window), pair(layer.stride), sides)
+
+
+def _pooled(step: Step, x: Value, by: str, window: Pair, stride: Pair, padding: Sides) -> Held:
     row = step.given(last(3))
-    return Held(step.writer.pool(step.name, x, layer.by, row, window=window, stride=stride, padding=padding, counts_padding=False), last(3))
+    return Held(step.writer.pool(step.name, x, by, row, window=window, stride=stride, padding=padding, counts_padding=False), last(3))
 
 
 def _map(step: Step) -> Value:

@@ -14,12 +14,11 @@ import keras
 import numpy as np
 
 from xfer.backends.tensorflow import portable_layers as own
-from xfer.ops.windows import same_padding
+from xfer.backends.tensorflow.portable_step import Order, last
+from xfer.ops.windows import same_sides
 from xfer.plan import portable as graph
-from xfer.plan.portable import CLASSIFIER, Operation, Pair, Portable, Sides
+from xfer.plan.portable import CLASSIFIER, NO_SIDES, Names, Operation, Pair, Portable, Sides
 
-NO_SIDES: Sides = ((0, 0), (0, 0))
-Order = tuple[int, ...]
 _ACTIVATIONS = {"hard_swish": "hard_silu"}  # where Keras calls it otherwise
 _COMBINED: dict[str, Any] = {
     "add": keras.layers.Add,
@@ -42,81 +41,60 @@ class Laid:
         return self.order.index(axis) + 1
 
 
-def last(rank: int) -> Order:
-    """Channels last, the other axes in their order.
-
-    >>> last(3), last(1)
-    ((1, 2, 0), (0,))
-    """
-    return (*range(1, rank), 0)
-
-
 def build(portable: Portable, tensors: Mapping[str, np.ndarray]) -> Any:
     """The network as a functional model: normalised images [B, H, W, 3] to one number for each by a classifier that marks the pooled
     features below it, with its weights put in."""
     images = keras.Input((portable.image_size, portable.image_size, 3), name=graph.IMAGES, dtype="float32")
-    builder = Builder({operation.name for operation in portable.operations})
+    builder = Builder(Names(operation.name for operation in portable.operations))
     values = {graph.IMAGES: Laid(images, last(3))}
     for operation in portable.operations:
         inputs = [values[name] for name in operation.inputs]
-        values[operation.name] = _BUILT[type(operation)](builder, operation, inputs)
-    score = keras.layers.Dense(1, name=CLASSIFIER)(values[portable.features].tensor)
-    network = keras.Model(images, score, name="portable")
-    for operation in portable.operations:
+        made = values[operation.name] = _BUILT[type(operation)](builder, operation, inputs)
         if operation.tensors:
-            fill(builder.layers[operation.name], operation, tensors, order=builder.orders[operation.name])
-    return network
+            fill(builder.layers[operation.name], operation, tensors, order=made.order)
+    score = keras.layers.Dense(1, name=CLASSIFIER)(values[portable.features].tensor)
+    return keras.Model(images, score, name="portable")
 
 
 class Builder:
-    """Layers by the name of their operation; `free` gives names to layers beside those."""
+    """Layers by the name of their operation; `names` gives names to layers beside those."""
 
-    def __init__(self, names: set[str]) -> None:
-        self.names = {graph.IMAGES, CLASSIFIER, *names}
+    def __init__(self, names: Names) -> None:
+        self.names = names
         self.layers: dict[str, Any] = {}
-        self.orders: dict[str, Order] = {}  # of what they read
-
-    def free(self, name: str) -> str:
-        while name in self.names:
-            name += "_"
-        self.names.add(name)
-        return name
 
     def laid(self, value: Laid, order: Order, *, name: str) -> Laid:
         """The value with its axes in that order."""
         if value.order == order:
             return value
         dims = [value.place(axis) for axis in order]
-        return Laid(keras.layers.Permute(dims, name=self.free(f"{name}_permute"))(value.tensor), order)
+        return Laid(keras.layers.Permute(dims, name=self.names.free(f"{name}_permute"))(value.tensor), order)
 
     def last(self, operation: Operation, value: Laid) -> Laid:
         return self.laid(value, last(len(value.order)), name=operation.name)
 
     def layer(self, operation: Operation, layer: Any, value: Laid) -> Laid:
         """What a layer that keeps the axes makes of a value."""
-        self.layers[operation.name], self.orders[operation.name] = layer, value.order
+        self.layers[operation.name] = layer
         return Laid(layer(value.tensor), value.order)
 
     def padded(self, operation: Operation, value: Laid, sides: Sides) -> Laid:
         if sides == NO_SIDES:
             return value
-        layer = keras.layers.ZeroPadding2D(sides, name=self.free(f"{operation.name}_pad"))
+        layer = keras.layers.ZeroPadding2D(sides, name=self.names.free(f"{operation.name}_pad"))
         return Laid(layer(value.tensor), value.order)
 
 
 def _is_same(value: Laid, sides: Sides, window: Sequence[int], stride: Pair, dilation: Pair = (1, 1)) -> bool:
     """Whether that padding is what TensorFlow calls SAME here."""
-    return all(
-        same_padding(int(value.tensor.shape[axis + 1]), window=window[axis], stride=stride[axis], dilation=dilation[axis]) == sides[axis]
-        for axis in (0, 1)
-    )
+    return same_sides(value.tensor.shape[1:3], window=window, stride=stride, dilation=dilation) == sides
 
 
 # layers with weights
 
 
 def _conv(builder: Builder, operation: graph.Conv, inputs: list[Laid]) -> Laid:
-    n_out, n_in, *window = operation.shape("weight") or ()
+    n_out, _, *window = operation.shape("weight") or ()
     value = builder.last(operation, inputs[0])
     same = operation.padding != NO_SIDES and _is_same(value, operation.padding, window, operation.stride, operation.dilation)
     if not same:

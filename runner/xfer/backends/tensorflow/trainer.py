@@ -9,19 +9,19 @@ import numpy as np
 import tensorflow as tf
 
 from xfer.backends.backend import Batch, StepRecord
+from xfer.backends.seen import Computed, Look
+from xfer.backends.steps import refuse_divergence, stops, under, updated_by
 from xfer.backends.tensorflow import randomness
 from xfer.backends.tensorflow.assembly import Assembly
 from xfer.backends.tensorflow.average import Average
-from xfer.backends.tensorflow.modes import Mode, learning_norms, mode_of, set_layers, trained_batch_norms
+from xfer.backends.tensorflow.loss import cross_entropy
+from xfer.backends.tensorflow.modes import Mode, learning_norms, mode_of, set_layers
 from xfer.backends.tensorflow.optimizer import PhaseOptimizer
 from xfer.backends.tensorflow.scaler import Scaler
-from xfer.backends.tensorflow.seen import Computed, Look
 from xfer.backends.tensorflow.segments import Segments
 from xfer.backends.tensorflow.statistics import live
-from xfer.errors import DivergedError
-from xfer.methods.method import EVERYTHING, NETWORK, Step
 from xfer.ops.schedules import decay_at
-from xfer.plan.model_map import HEAD, OWN
+from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
 
 CHUNK_BATCHES = 64  # that a small head trains on in one call: Python between two steps would cost more than they do
@@ -39,6 +39,7 @@ class Trainer:
         self.steps = parts.method.steps()
         network, group_of = parts.segments.network, parts.segments.group_of
         self.mode: Mode = mode_of(phase.train, norm=phase.norm)
+        self.norms = learning_norms(network, group_of, phase.train, norm=phase.norm, statistics=False)
         self.learning = learning_norms(network, group_of, phase.train, norm=phase.norm, statistics=parts.plan.method.rewrites_statistics)
         set_layers(network, self.learning)
         trainable = set(phase.trainable)
@@ -47,13 +48,13 @@ class Trainer:
             self.optimizer = PhaseOptimizer(phase, self.variables, parts.group_of, steps_per_epoch=steps_per_epoch)
             self.scaler = Scaler(enabled=parts.compute_dtype == tf.float16)
             self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
-        self.generators = randomness.generators(parts.segments.network)
         self.chain = self._chain(parts.segments)
-        self.teaching = [] if parts.teacher is None else self._chain(parts.teacher)
-        self.updated = [self._updated(step) for step in self.steps]
-        self.tensors = self._tensors()
         self.only_head = all(segment is None for _, segment in self.chain)
-        self._momenta = [(layer, layer.momentum) for layer in self._batch_norms()]
+        self.generators = [] if self.only_head else randomness.generators(network)
+        self.teaching = [] if parts.teacher is None else self._chain(parts.teacher)
+        self.updated = [updated_by(step, self.variables, parts.group_of) for step in self.steps]
+        self.tensors = self._tensors()
+        self._momenta = [(layer, layer.momentum) for layer in self.norms]
         if phase.optimizer.norm_momentum is not None:
             for layer, _ in self._momenta:
                 layer.momentum = 1 - phase.optimizer.norm_momentum  # torch's share of the new value, Keras' of the old one
@@ -69,18 +70,10 @@ class Trainer:
 
     # what is where
 
-    def _batch_norms(self) -> list[Any]:
-        segments = self.parts.segments
-        return trained_batch_norms(segments.network, segments.group_of, self.phase.train) if self.phase.norm == "train" else []
-
     def _chain(self, segments: Segments) -> Chain:
         """The suffix in pieces: each gives what lies at these taps."""
-        plan, start = self.parts.plan, self.phase.input.cut
-        order = [cut.name for cut in plan.model.cuts]
-        stops = sorted({start, *plan.method.taps.values(), plan.head.at}, key=order.index)
-        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
-        pieces: Chain = [(at[start], None)]
-        return pieces + [(at[end], segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
+        (_, taps), *later = places = stops(self.parts.plan, self.phase)
+        return [(taps, None)] + [(taps, segments.between(begin, end)) for (begin, _), (end, taps) in zip(places, later, strict=False)]
 
     def _signature(self) -> Fed:
         """One batch's tensors. Its size is left open, so that the last, smaller one needs no graph of its own."""
@@ -106,15 +99,6 @@ class Trainer:
         frozen = set(self.phase.frozen)
         return {name: self.parts.named[name] for name in self.parts.changing if name not in frozen}
 
-    def _updated(self, step: Step) -> list[str]:
-        """The names of what a step updates."""
-        if EVERYTHING in step.updates:
-            return list(self.variables)
-        wanted = set(step.updates)
-        kinds = {name: self.parts.group_of[name] for name in self.variables}
-        own = {name: kind if kind == HEAD or name.startswith(f"{OWN}.") else NETWORK for name, kind in kinds.items()}
-        return [name for name, kind in own.items() if kind in wanted]
-
     # training
 
     def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
@@ -132,11 +116,7 @@ class Trainer:
                 record.correct += correct.numpy().tolist()
                 record.counts += [len(batch.labels) for batch in chunk]
                 step += len(chunk)
-        if not np.isfinite(record.losses).all():
-            raise DivergedError(
-                f"phase '{self.phase.name}', epoch {epoch + 1}: the loss is not a finite number any more",
-                hint=f"lower the learning rate (now {self.phase.optimizer.lr:g}), or set optimizer.clip_norm; then start a new run",
-            )
+        refuse_divergence(record, self.phase, epoch=epoch)
         return record
 
     def _fed(self, chunk: list[Batch], *, epoch: int, step: int, scale: float) -> Fed:
@@ -178,8 +158,7 @@ class Trainer:
         """(loss, number of correct predictions) as the first of the method's steps sees them."""
         first: tuple[Any, Any] | None = None
         for number, (each, updated) in enumerate(zip(self.steps, self.updated, strict=True)):
-            if not self.only_head:
-                randomness.start(self.generators, fed["seeds"][number])
+            randomness.start(self.generators, fed["seeds"][number])
             watched = {name: self.variables[name] for name in updated}
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(list(watched.values()))
@@ -220,9 +199,12 @@ class Trainer:
             progress=fed["progress"],
             tensors=self.tensors,
             teach=lambda: self._teach(fed),
-            class_weights=self.class_weights,
-            label_smoothing=self.phase.optimizer.label_smoothing,
+            cross_entropy=self._cross_entropy,
         )
+
+    def _cross_entropy(self, logits: Any, labels: Any) -> Any:
+        smoothing = self.phase.optimizer.label_smoothing
+        return cross_entropy(logits, labels, class_weights=self.class_weights, label_smoothing=smoothing)
 
     def _compute(self, fed: Fed, chain: Chain, mode: Mode | bool, masks: Any | None) -> Computed:
         parts, taps = self.parts, {}
@@ -245,7 +227,7 @@ class Trainer:
     def reestimate(self, batches: Iterable[np.ndarray]) -> None:
         """Statistics of the trained groups' batch normalisation anew, as the mean over these batches with the weights as they are now
         (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3: precise BN)."""
-        layers = self._batch_norms()
+        layers = self.norms
         momenta = [layer.momentum for layer in layers]
 
         def pass_on(values: Any, share: Any) -> None:
@@ -275,9 +257,9 @@ class Trainer:
         return state | self.scaler.state()
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.optimizer.load_state(_under(state, "optimizer/"))
+        self.optimizer.load_state(under(state, "optimizer/"))
         if self.average is not None:
-            self.average.load_state(_under(state, "average/"))
+            self.average.load_state(under(state, "average/"))
         self.scaler.load_state(state)
 
 
@@ -292,7 +274,3 @@ def chunks(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
         taken.append(batch)
     if taken:
         yield taken
-
-
-def _under(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,13 +11,13 @@ from torch import nn
 
 from xfer import plugins
 from xfer.backends.backend import Device
+from xfer.backends.plan_tensors import changing, groups_of, of_source, own_start
 from xfer.backends.torch.head import Head, pool
 from xfer.backends.torch.modes import owners
 from xfer.backends.torch.segments import Segments
-from xfer.methods.method import Facts, Method
-from xfer.ops.initial import draw
+from xfer.methods.method import Method
 from xfer.plan.model_map import HEAD, OWN, PIXELS
-from xfer.plan.plan import Plan, own_group
+from xfer.plan.plan import Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,26 +40,15 @@ class Assembly:
         shift = torch.tensor([m * preprocess.scale for m in preprocess.mean], device=self.device)
         self._scale, self._shift = (1 / scale).view(1, -1, 1, 1), (-shift / scale).view(1, -1, 1, 1)
         self.method: Method = plugins.load(plan.method.target)(**plan.method.options)
-        self.own = self._own()
+        self.own = {
+            name: nn.Parameter(torch.from_numpy(values).to(self.device), requires_grad=False)
+            for name, values in own_start(self.method, plan).items()
+        }
         self.named = self._named()
-        self.group_of = {tensor.name: group.name for group in plan.model.groups for tensor in group.tensors}
-        self.group_of.update(dict.fromkeys((tensor.name for tensor in plan.head.tensors), HEAD))
-        self.group_of.update({tensor.name: own_group(tensor.name) for tensor in plan.method.tensors})
-        changing = [name for name in self.changing if self.group_of[name] != HEAD and not name.startswith(f"{OWN}.")]
-        self.source = {name: self.named[name].detach().clone() for name in changing}
+        self.group_of = groups_of(plan)
+        self.changing = changing(plan, self.named)
+        self.source = {name: self.named[name].detach().clone() for name in of_source(self.changing, self.group_of)}
         self.teacher = Segments(copy.deepcopy(self.base).eval(), plan.model) if plan.method.teacher else None
-
-    def _own(self) -> dict[str, nn.Parameter]:
-        """The method's own tensors, drawn in numpy so that both backends begin at the same numbers."""
-        plan = self.plan
-        facts = Facts(plan.head.outputs, plan.head.inputs, {tap: plan.model.cut(cut).shape for tap, cut in plan.method.taps.items()})
-        made = {}
-        for tensor in self.method.tensors(facts):
-            values = np.zeros(tensor.shape, np.float32)
-            if tensor.fan_in is not None:
-                values = draw(f"{OWN}.{tensor.name}", tensor.shape, fan_in=tensor.fan_in, seed=plan.seed)
-            made[tensor.name] = nn.Parameter(torch.from_numpy(values).to(self.device), requires_grad=False)
-        return made
 
     def _named(self) -> dict[str, torch.Tensor]:
         tensors = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
@@ -69,12 +57,6 @@ class Assembly:
         named.update({f"{HEAD}.{name}": parameter for name, parameter in self.head.named_parameters()})
         named.update({f"{OWN}.{name}": parameter for name, parameter in self.own.items()})
         return named
-
-    @cached_property
-    def changing(self) -> list[str]:
-        """Names of the tensors that some phase may change."""
-        frozen = [set(phase.frozen) for phase in self.plan.phases]
-        return [name for name in self.named if not all(name in held for held in frozen)]
 
     # the way through
 

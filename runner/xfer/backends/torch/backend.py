@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xfer import plugins
-from xfer.backends.backend import Device
+from xfer.backends.backend import Device, installed
 from xfer.backends.torch import allocator, hardware
 from xfer.backends.torch.blueprint import blueprint
 from xfer.backends.torch.describe import describe
@@ -29,13 +28,7 @@ class TorchBackend:
     name = "torch"
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for library in LIBRARIES:
-            try:
-                found[library] = version(library)
-            except PackageNotFoundError:
-                continue
-        return found
+        return installed(LIBRARIES)
 
     def device(self, wanted: str) -> Device:
         return hardware.find(wanted)

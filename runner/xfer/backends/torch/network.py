@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from xfer.backends.backend import Batch, Device, StepRecord
+from xfer.backends.backend import Device
+from xfer.backends.phased import PhasedNetwork
 from xfer.backends.torch.assembly import Assembly
 from xfer.backends.torch.hardware import threads
 from xfer.backends.torch.head import pool
@@ -23,14 +23,16 @@ from xfer.plan.plan import PhasePlan, Plan
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class TorchNetwork:
+class TorchNetwork(PhasedNetwork[Assembly]):
     """Implements `xfer.backends.backend.Network`."""
 
     def __init__(self, plan: Plan, base: nn.Module, device: Device) -> None:
-        self.parts = Assembly(plan, base, device)
+        super().__init__(Assembly(plan, base, device))
         self.named = self.parts.named
-        self.trainer: Trainer | None = None
         self._threads = torch.get_num_threads()
+
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> Trainer:
+        return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
 
     # frozen computation
 
@@ -51,67 +53,12 @@ class TorchNetwork:
     def digests(self, names: Sequence[str]) -> dict[str, str]:
         return {name: digest(self.named[name]) for name in names}
 
-    # training
-
-    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        carried: Mapping[str, np.ndarray] = {}
-        if self.trainer is not None:
-            self.trainer.close()
-            carried = self.trainer.optimizer.state() if phase.optimizer_state == "carry" else {}
-        self.trainer = Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
-        self.trainer.optimizer.load_state(dict(carried))
-
-    def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
-        assert self.trainer is not None
-        return self.trainer.train(batches, epoch=epoch, first_step=first_step, scale=scale)
-
-    @contextlib.contextmanager
-    def evaluated(self) -> Iterator[None]:
-        average = self.trainer.average if self.trainer is not None else None
-        if average is None:
-            yield
-            return
-        average.swap()
-        try:
-            yield
-        finally:
-            average.swap()
-
-    def end_phase(self, *, best: Mapping[str, np.ndarray], statistics: Iterable[np.ndarray] | None) -> None:
-        assert self.trainer is not None
-        if self.trainer.average is not None:
-            self.trainer.average.swap()
-            self.trainer.average = None
-        self.parts.put(best)
-        if statistics is not None:
-            self.trainer.reestimate(statistics)
-
     def logits(self, inputs: np.ndarray, *, start: str, pooled: bool) -> np.ndarray:
         parts = self.parts
         suffix = parts.suffix(start, pooled=pooled).eval()
         with torch.inference_mode(), threads(small_threads(suffix, parts)):
             x = parts.vectors(parts.through(parts.rows(inputs, start=start), suffix), pooled=pooled)
             return parts.head(x).float().cpu().numpy()  # type: ignore[no-any-return]
-
-    def distances(self) -> dict[str, float]:
-        return self.parts.distances()
-
-    # state
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        return self.parts.arrays(self.parts.changing)
-
-    def load_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
-        self.parts.put(tensors)
-
-    def state(self) -> dict[str, np.ndarray]:
-        state = {f"model/{name}": value for name, value in self.tensors().items()}
-        return state | (self.trainer.state() if self.trainer is not None else {})
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.parts.put({name.removeprefix("model/"): value for name, value in state.items() if name.startswith("model/")})
-        if self.trainer is not None:
-            self.trainer.load_state(state)
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.named.items()}

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from xfer.backends.graph_writer import NO_SIDES, Value, Writer
-from xfer.backends.torch.portable_modules import array, even, pair
+from xfer.backends.graph_writer import Value, Writer, even, pair
 from xfer.plan import portable as graph
 
 
@@ -60,14 +60,18 @@ class Call:
 Handler = Callable[..., Any]
 
 
+def array(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.detach().float().cpu().numpy()
+
+
 def called(call: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What the call gives: a Value, a list of Pieces, or a Weight; raises NotPortableError."""
     function = call.function.removesuffix("_")
     if args and isinstance(args[0], Weight) and not any(isinstance(other, Value) for other in (*args[1:], *kwargs.values())):
         return _seen(call, function, args, kwargs)
-    if function not in _CALLS:
+    if function not in CALLS:
         raise call.refuse()
-    handler = _CALLS[function]
+    handler = CALLS[function]
     try:
         inspect.signature(handler).bind(call, *args, **kwargs)
     except TypeError as error:
@@ -93,10 +97,6 @@ def _plain(function: str) -> Handler:
         return call.writer.activation(call.name, x, function)
 
     return handler
-
-
-def _relu(call: Call, x: Value, *, inplace: bool = False) -> Value:
-    return call.writer.activation(call.name, x, "relu")
 
 
 def _gelu(call: Call, x: Value, *, approximate: str = "none") -> Value:
@@ -184,10 +184,9 @@ def _weighted(call: Call, x: Value, by: str, weight: Weight) -> Value:
     if by not in ("add", "multiply") or len(shape) > len(x.row) or call.given() != x.row:
         raise call.refuse("with a weight")
     call.writer.once(weight.path, "a tensor")
-    values = array(weight.tensor)
-    assert values is not None
+    weights = {"weight": array(weight.tensor.reshape(shape))}
     buffers = () if weight.is_parameter else ("weight",)
-    return call.writer.add(graph.Weighted, weight.path, x, x.row, weights={"weight": values.reshape(shape)}, buffers=buffers, by=by)
+    return call.writer.add(graph.Weighted, weight.path, x, x.row, weights=weights, buffers=buffers, by=by)
 
 
 def _concat(call: Call, values: Any, dim: int = 0) -> Value:
@@ -280,10 +279,11 @@ def _average_pool(
 ) -> Value:
     if divisor_override is not None:
         raise call.refuse("its divisor is overridden")
-    window, sides = pair(kernel_size), even(padding)
+    window, counts = pair(kernel_size), bool(count_include_pad)
     stride = pair(stride or window)
-    counts = bool(count_include_pad) and sides != NO_SIDES
-    return call.writer.pool(call.name, x, "average", call.given(), window=window, stride=stride, padding=sides, counts_padding=counts)
+    return call.writer.pool(
+        call.name, x, "average", call.given(), window=window, stride=stride, padding=even(padding), counts_padding=counts
+    )
 
 
 def _adaptive(call: Call, x: Value, output_size: Any) -> Value:
@@ -352,19 +352,18 @@ def cut(writer: Writer, name: str, piece: Value | Piece) -> Value:
     return writer.reshape(f"{name}_row", x, [n for axis, n in enumerate(x.row) if axis != piece.axis]) if piece.drop else x
 
 
-_CALLS: dict[str, Handler] = {
+CALLS: dict[str, Handler] = {
     **dict.fromkeys(("contiguous", "to", "float", "clone", "detach", "type_as"), _same),
-    **{name: _binary("add") for name in ("add", "iadd")},
-    **{name: _binary("multiply") for name in ("mul", "imul", "multiply")},
-    **{name: _binary("subtract") for name in ("sub", "isub", "subtract")},
+    **dict.fromkeys(("add", "iadd"), _binary("add")),
+    **dict.fromkeys(("mul", "imul", "multiply"), _binary("multiply")),
+    **dict.fromkeys(("sub", "isub", "subtract"), _binary("subtract")),
     **dict.fromkeys(("truediv", "itruediv", "div"), _divide),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze"), _reshape),
-    **{name: _plain(name) for name in ("sigmoid", "tanh", "relu6", "silu", "selu", "mish")},
+    **{name: _plain(name) for name in ("relu", "sigmoid", "tanh", "relu6", "silu", "selu", "mish")},
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
     "maximum": _binary("maximum"),
     "minimum": _binary("minimum"),
-    "relu": _relu,
     "hardswish": _plain("hard_swish"),
     "hardsigmoid": _plain("hard_sigmoid"),
     "gelu": _gelu,

@@ -79,7 +79,7 @@ class _Export:
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._read)  # type: ignore[misc]
         function = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
         found = called(Call(self.writer, self._name(node), function, row), list(args), dict(kwargs))
-        if self._in_place(node, function, kwargs):
+        if function.endswith("_") or node.target in _IN_PLACE or kwargs.get("inplace") is True:
             self._overwrite(node, found)
         if isinstance(found, Weight) and depends:
             raise self.writer.refuse(self._name(node), function)
@@ -109,11 +109,6 @@ class _Export:
         if isinstance(found, Piece):
             found = self.values[item] = cut(self.writer, self._name(item), found)
         return found
-
-    def _in_place(self, node: fx.Node, function: str, kwargs: Any) -> bool:
-        method = node.op == "call_method" and function.endswith("_")
-        named = node.op == "call_function" and function.endswith("_")
-        return method or named or node.target in _IN_PLACE or kwargs.get("inplace") is True
 
     def _overwrite(self, node: fx.Node, found: Any) -> None:
         """Who reads the first argument later reads what it was made into."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from xfer.backends.graph_writer import NO_SIDES, Value, Writer
-from xfer.ops.windows import same_padding
+from xfer.backends.graph_writer import Value, Writer, even, pair
+from xfer.backends.torch.portable_calls import CALLS, Call, array
+from xfer.ops.windows import same_sides
 from xfer.plan import portable as graph
-from xfer.plan.portable import Pair, Sides
+from xfer.plan.portable import NO_SIDES, Sides
 
 Handler = Callable[[Writer, str, Any, Value, tuple[int, ...]], Value]
 
@@ -36,24 +35,14 @@ def kind_of(module: nn.Module) -> str:
     return kind.__name__ if kind.__module__.startswith("torch.nn.modules.") else f"{library}.{kind.__name__}"
 
 
-def array(tensor: torch.Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.detach().float().cpu().numpy()
+def _function(function: str, *settings: str, **fixed: Any) -> Handler:
+    """A layer that does what a function of torch does, with settings of the layer's by their own names, and fixed ones."""
 
+    def handler(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
+        given = {setting: getattr(module, setting) for setting in settings}
+        return CALLS[function](Call(writer, name, type(module).__name__, row), x, **given, **fixed)  # type: ignore[no-any-return]
 
-def pair(value: Any) -> Pair:
-    """Height and width, from one number or two.
-
-    >>> pair(3), pair((2, 1)), pair([7])
-    ((3, 3), (2, 1), (7, 7))
-    """
-    numbers = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return (int(numbers[0]), int(numbers[-1]))
-
-
-def even(padding: Any) -> Sides:
-    """The same before and after."""
-    height, width = pair(padding)
-    return ((height, height), (width, width))
+    return handler
 
 
 def _identity(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
@@ -78,9 +67,7 @@ def _conv_same(writer: Writer, name: str, module: Any, x: Value, row: tuple[int,
 
 
 def _same(x: Value, window: Any, stride: Any, dilation: Any = 1) -> Sides:
-    windows, strides, dilations = pair(window), pair(stride), pair(dilation)
-    height, width = (same_padding(x.row[axis + 1], window=windows[axis], stride=strides[axis], dilation=dilations[axis]) for axis in (0, 1))
-    return (height, width)
+    return same_sides(x.row[1:], window=pair(window), stride=pair(stride), dilation=pair(dilation))
 
 
 def _convolution(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...], padding: Sides) -> Value:
@@ -151,67 +138,8 @@ def _group_norm(writer: Writer, name: str, module: Any, x: Value, row: tuple[int
     return writer.add(graph.GroupNorm, name, x, row, weights=weights, epsilon=float(module.eps), groups=int(module.num_groups))
 
 
-def _plain(function: str) -> Handler:
-    """An activation without numbers of its own."""
-
-    def handler(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-        return writer.activation(name, x, function)
-
-    return handler
-
-
-def _leaky(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    return writer.activation(name, x, "leaky_relu", float(module.negative_slope))
-
-
-def _elu(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    return writer.activation(name, x, "elu", float(module.alpha))
-
-
-def _gelu(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    return writer.activation(name, x, "gelu_tanh" if module.approximate == "tanh" else "gelu")
-
-
-def _softplus(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    if module.beta != 1:
-        raise writer.refuse(name, "Softplus", f"its beta is {module.beta}")
-    return writer.activation(name, x, "softplus")
-
-
-def _softmax(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    axis = module.dim % (len(x.row) + 1) - 1 if module.dim is not None else -1
-    if axis < 0:
-        raise writer.refuse(name, "Softmax", f"it goes over axis {module.dim}")
-    return writer.add(graph.Softmax, name, x, row, axis=axis)
-
-
-def _dropout(of: str) -> Handler:
-    def handler(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-        rate = getattr(module, "p", None)
-        return writer.dropout(name, x, float(module.drop_prob or 0 if rate is None else rate), of)
-
-    return handler
-
-
-def _stochastic_depth(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    if module.mode != "row":
-        raise writer.refuse(name, "StochasticDepth", f"its mode is '{module.mode}'")
-    return writer.dropout(name, x, module.p, "images")
-
-
-def _max_pool(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    if pair(module.dilation) != (1, 1):
-        raise writer.refuse(name, "MaxPool2d", "its windows are dilated")
-    window, stride, padding = pair(module.kernel_size), pair(module.stride), even(module.padding)
-    return writer.pool(name, x, "max", row, window=window, stride=stride, padding=padding, counts_padding=False)
-
-
-def _average_pool(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    if module.divisor_override is not None:
-        raise writer.refuse(name, "AvgPool2d", "its divisor is overridden")
-    window, stride, padding = pair(module.kernel_size), pair(module.stride), even(module.padding)
-    counts = bool(module.count_include_pad)
-    return writer.pool(name, x, "average", row, window=window, stride=stride, padding=padding, counts_padding=counts)
+def _drop_path(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
+    return writer.dropout(name, x, module.drop_prob or 0, "images")
 
 
 def _pool_same(by: str) -> Handler:
@@ -233,20 +161,6 @@ def _padded_pool(by: str) -> Handler:
         return writer.pool(name, x, by, row, window=window, stride=stride, padding=module.sides, counts_padding=counts)
 
     return handler
-
-
-def _adaptive(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    return writer.adaptive_average(name, x, (row[1], row[2]))
-
-
-def _adaptive_max(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    if row[1:] != (1, 1):
-        raise writer.refuse(name, "AdaptiveMaxPool2d", "it gives more than one position")
-    return writer.reduce(name, x, "max", (1, 2), keep=True)
-
-
-def _reshaped(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
-    return writer.reshape(name, x, row)
 
 
 def _zero_pad(writer: Writer, name: str, module: Any, x: Value, row: tuple[int, ...]) -> Value:
@@ -277,40 +191,40 @@ _MODULES: dict[str, Handler] = {
     "xfer.PortableGroupNorm": _group_norm,
     "timm.GroupNorm1": _group_norm,
     "timm.GroupNormAct": _with_activation(_group_norm),
-    "ReLU": _plain("relu"),
-    "ReLU6": _plain("relu6"),
-    "SiLU": _plain("silu"),
-    "Sigmoid": _plain("sigmoid"),
-    "Tanh": _plain("tanh"),
-    "SELU": _plain("selu"),
-    "Hardswish": _plain("hard_swish"),
-    "Hardsigmoid": _plain("hard_sigmoid"),
-    "Mish": _plain("mish"),
-    "LeakyReLU": _leaky,
-    "ELU": _elu,
-    "GELU": _gelu,
-    "timm.GELU": _plain("gelu"),
-    "timm.GELUTanh": _plain("gelu_tanh"),
-    "timm.Swish": _plain("silu"),
-    "timm.Sigmoid": _plain("sigmoid"),
-    "timm.Tanh": _plain("tanh"),
-    "Softplus": _softplus,
-    "Softmax": _softmax,
-    "Dropout": _dropout("values"),
-    "Dropout2d": _dropout("channels"),
-    "timm.DropPath": _dropout("images"),
-    "xfer.DropImages": _dropout("images"),
-    "torchvision.StochasticDepth": _stochastic_depth,
-    "MaxPool2d": _max_pool,
-    "AvgPool2d": _average_pool,
+    "ReLU": _function("relu"),
+    "ReLU6": _function("relu6"),
+    "SiLU": _function("silu"),
+    "Sigmoid": _function("sigmoid"),
+    "Tanh": _function("tanh"),
+    "SELU": _function("selu"),
+    "Hardswish": _function("hardswish"),
+    "Hardsigmoid": _function("hardsigmoid"),
+    "Mish": _function("mish"),
+    "LeakyReLU": _function("leaky_relu", "negative_slope"),
+    "ELU": _function("elu", "alpha"),
+    "GELU": _function("gelu", "approximate"),
+    "timm.GELU": _function("gelu"),
+    "timm.GELUTanh": _function("gelu", approximate="tanh"),
+    "timm.Swish": _function("silu"),
+    "timm.Sigmoid": _function("sigmoid"),
+    "timm.Tanh": _function("tanh"),
+    "Softplus": _function("softplus", "beta"),
+    "Softmax": _function("softmax", "dim"),
+    "Dropout": _function("dropout", "p"),
+    "Dropout2d": _function("dropout2d", "p"),
+    "timm.DropPath": _drop_path,
+    "xfer.DropImages": _function("stochastic_depth", "p", mode="row"),
+    "torchvision.StochasticDepth": _function("stochastic_depth", "p", "mode"),
+    "MaxPool2d": _function("max_pool2d", "kernel_size", "stride", "padding", "dilation"),
+    "AvgPool2d": _function("avg_pool2d", "kernel_size", "stride", "padding", "count_include_pad", "divisor_override"),
     "timm.MaxPool2dSame": _pool_same("max"),
     "timm.AvgPool2dSame": _pool_same("average"),
     "xfer.PaddedMaxPool": _padded_pool("max"),
     "xfer.PaddedAveragePool": _padded_pool("average"),
-    "AdaptiveAvgPool2d": _adaptive,
-    "AdaptiveMaxPool2d": _adaptive_max,
-    "Flatten": _reshaped,
-    "Unflatten": _reshaped,
+    "AdaptiveAvgPool2d": _function("adaptive_avg_pool2d", "output_size"),
+    "AdaptiveMaxPool2d": _function("adaptive_max_pool2d", "output_size"),
+    "Flatten": _function("flatten"),
+    "Unflatten": _function("unflatten"),
     "ZeroPad2d": _zero_pad,
     "ConstantPad2d": _zero_pad,
 }

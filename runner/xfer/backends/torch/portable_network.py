@@ -129,35 +129,38 @@ def _dense(operation: graph.Dense) -> nn.Module:
     return nn.Linear(n_in, n_out, bias=operation.shape("bias") is not None)
 
 
+def _scale_and_shift(norm: nn.Module, operation: Operation) -> None:
+    """Either may be there without the other, as Keras has it."""
+    for role, start in (("weight", torch.ones), ("bias", torch.zeros)):
+        shape = operation.shape(role)
+        norm.register_parameter(role, None if shape is None else nn.Parameter(start(shape)))
+
+
 class PortableBatchNorm(nn.BatchNorm2d):
-    """On axis 1 of any rank; scale and shift may be there without the other, as Keras has it."""
+    """On axis 1 of any rank."""
 
     def __init__(self, operation: graph.BatchNorm) -> None:
         (width,) = operation.shape("running_mean") or (0,)
         super().__init__(width, eps=operation.epsilon, momentum=operation.momentum, affine=False)
-        self.weight = nn.Parameter(torch.ones(width)) if operation.shape("weight") else None  # type: ignore[assignment]
-        self.bias = nn.Parameter(torch.zeros(width)) if operation.shape("bias") else None  # type: ignore[assignment]
+        _scale_and_shift(self, operation)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:  # noqa: A002
         pass
 
 
 def _layer_norm(operation: graph.LayerNorm) -> nn.Module:
-    scaled, shifted = operation.shape("weight") is not None, operation.shape("bias") is not None
-    made = nn.LayerNorm(operation.size, eps=operation.epsilon, elementwise_affine=scaled, bias=shifted)
-    if shifted and not scaled:
-        made.bias = nn.Parameter(torch.zeros(operation.size))
-    return made
+    norm = nn.LayerNorm(operation.size, eps=operation.epsilon, elementwise_affine=False)
+    _scale_and_shift(norm, operation)
+    return norm
 
 
 class PortableGroupNorm(nn.GroupNorm):
-    """Scale and shift may be there without the other."""
+    """The number of channels matters only to tensors, so where there are none it is not known."""
 
     def __init__(self, operation: graph.GroupNorm) -> None:
         (width,) = operation.shape("weight") or operation.shape("bias") or (operation.groups,)
         super().__init__(operation.groups, width, eps=operation.epsilon, affine=False)
-        self.weight = nn.Parameter(torch.ones(width)) if operation.shape("weight") else None  # type: ignore[assignment]
-        self.bias = nn.Parameter(torch.zeros(width)) if operation.shape("bias") else None  # type: ignore[assignment]
+        _scale_and_shift(self, operation)
 
 
 class Weighted(nn.Module):

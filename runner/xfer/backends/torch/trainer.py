@@ -7,18 +7,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from xfer.backends.backend import Batch, StepRecord
+from xfer.backends.seen import Computed, Look
+from xfer.backends.steps import refuse_divergence, stops, under, updated_by
 from xfer.backends.torch.assembly import Assembly
 from xfer.backends.torch.average import Average
 from xfer.backends.torch.hardware import threads
 from xfer.backends.torch.modes import trained_batch_norms, training_modes
 from xfer.backends.torch.optimizer import PhaseOptimizer
-from xfer.backends.torch.seen import Computed, Look
 from xfer.backends.torch.segments import Segments
-from xfer.errors import DivergedError
-from xfer.methods.method import EVERYTHING, NETWORK, Step
-from xfer.plan.model_map import HEAD, OWN
+from xfer.methods.method import EVERYTHING, Step
+from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
 
 SMALL_HEAD = 4_000_000  # parameters
@@ -65,12 +66,9 @@ class Trainer:
 
     def _chain(self, segments: Segments) -> Chain:
         """The suffix in pieces: each module gives what lies at these taps."""
-        plan, start = self.parts.plan, self.phase.input.cut
-        order = [cut.name for cut in plan.model.cuts]
-        stops = sorted({start, *plan.method.taps.values(), plan.head.at}, key=order.index)
-        at = {stop: tuple(tap for tap, cut in plan.method.taps.items() if cut == stop) for stop in stops}
-        pieces: Chain = [(at[start], nn.Identity())] if at[start] else []
-        return pieces + [(at[end], segments.between(begin, end)) for begin, end in zip(stops, stops[1:], strict=False)]
+        (_, taps), *later = places = stops(self.parts.plan, self.phase)
+        pieces: Chain = [(taps, nn.Identity())] if taps else []
+        return pieces + [(taps, segments.between(begin, end)) for (begin, _), (end, taps) in zip(places, later, strict=False)]
 
     def _tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
         parts = self.parts
@@ -87,14 +85,7 @@ class Trainer:
         """The parameters that a step updates; None for all."""
         if EVERYTHING in step.updates:
             return None
-        wanted = set(step.updates)
-        chosen = []
-        for name, parameter in self.parameters.items():
-            group = self.parts.group_of[name]
-            kind = group if group == HEAD or name.startswith(f"{OWN}.") else NETWORK
-            if kind in wanted:
-                chosen.append(parameter)
-        return chosen
+        return [self.parameters[name] for name in updated_by(step, self.parameters, self.parts.group_of)]
 
     # training
 
@@ -115,11 +106,7 @@ class Trainer:
         if losses:
             record.losses = torch.stack(losses).double().tolist()
             record.correct = torch.stack(correct).tolist()
-        if not np.isfinite(record.losses).all():
-            raise DivergedError(
-                f"phase '{self.phase.name}', epoch {epoch + 1}: the loss is not a finite number any more",
-                hint=f"lower the learning rate (now {self.phase.optimizer.lr:g}), or set optimizer.clip_norm; then start a new run",
-            )
+        refuse_divergence(record, self.phase, epoch=epoch)
         return record
 
     def _train_mode(self) -> None:
@@ -162,9 +149,12 @@ class Trainer:
             progress=step / max(1, self.optimizer.steps),
             tensors=self.tensors,
             teach=lambda: self._teach(x),
-            class_weights=self.class_weights,
-            label_smoothing=self.phase.optimizer.label_smoothing,
+            cross_entropy=self._cross_entropy,
         )
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        smoothing = self.phase.optimizer.label_smoothing
+        return functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def _compute(self, x: torch.Tensor, chain: Chain, masks: list[torch.Tensor] | None) -> Computed:
         taps = {}
@@ -211,19 +201,15 @@ class Trainer:
         return state
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.optimizer.load_state(_under(state, "optimizer/"))
+        self.optimizer.load_state(under(state, "optimizer/"))
         if self.average is not None:
-            self.average.load_state(_under(state, "average/"))
+            self.average.load_state(under(state, "average/"))
         if self.scaler.is_enabled() and "scaler/scale" in state:
             found = self.scaler.state_dict() | {
                 "scale": float(state["scaler/scale"]),
                 "_growth_tracker": int(state["scaler/growth"]),
             }
             self.scaler.load_state_dict(found)
-
-
-def _under(state: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def small_threads(suffix: nn.Module, parts: Assembly) -> int | None:

@@ -1,22 +1,21 @@
-"""What a method's step is given, on TensorFlow: implements `xfer.methods.method.Seen` over one batch, inside the step's graph."""
+"""What a method's step is given: implements `xfer.methods.method.Seen` over one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from xfer.backends.tensorflow.loss import cross_entropy
+from xfer.ops.arrays import Array
 
 
 @dataclass(frozen=True)
 class Computed:
     """Implements `Activations`."""
 
-    features: Any
-    logits: Any
-    taps: Mapping[str, Any]
+    features: Array
+    logits: Array
+    taps: Mapping[str, Array]
 
 
 class Look:
@@ -24,24 +23,24 @@ class Look:
 
     def __init__(
         self,
-        labels: Any,
+        labels: Array,
         computed: Computed,
         *,
-        progress: Any,
-        tensors: Mapping[str, Mapping[str, Any]],
+        progress: Array,
+        tensors: Mapping[str, Mapping[str, Array]],
         teach: Callable[[], Computed],
-        class_weights: Any | None,
-        label_smoothing: float,
+        cross_entropy: Callable[[Array, Array], Array],
     ) -> None:
-        """`tensors` holds the mappings 'own', 'trained', 'source' and 'head'; `progress` is a float32 scalar."""
+        """`tensors` holds the mappings 'own', 'trained', 'source' and 'head'; `cross_entropy` takes logits and labels, with the recipe's
+        class weights and label smoothing in it."""
         self.labels, self.progress = labels, progress
         self.features, self.logits, self.taps = computed.features, computed.logits, computed.taps
         self.own, self.trained, self.source, self.head = (tensors[name] for name in ("own", "trained", "source", "head"))
-        self._teach, self._class_weights, self._label_smoothing = teach, class_weights, label_smoothing
+        self._teach, self._cross_entropy = teach, cross_entropy
 
     @cached_property
     def teacher(self) -> Computed:
         return self._teach()
 
-    def task_loss(self) -> Any:
-        return cross_entropy(self.logits, self.labels, class_weights=self._class_weights, label_smoothing=self._label_smoothing)
+    def task_loss(self) -> Array:
+        return self._cross_entropy(self.logits, self.labels)
