@@ -97,7 +97,7 @@ bench: $(TEST_STAMP) $(ASSETS_STAMP)  ## against plain scripts; a part: BENCH_FL
 
 gpu-check: $(TEST_STAMP) $(ASSETS_STAMP)  ## the tests that need a CUDA device
 	@set -e; devices=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())'); \
-	if [ "$$devices" = 0 ]; then echo "not run: no CUDA device"; else $(BIN)/python -m pytest tests/gpu $(PYTEST_FLAGS); fi
+	if [ "$$devices" = 0 ]; then echo "not run: no CUDA device"; else $(BIN)/python -m pytest tests/gpu -rs $(PYTEST_FLAGS); fi
 
 lint: $(TEST_STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check runner tests

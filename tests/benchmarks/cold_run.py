@@ -69,15 +69,22 @@ def one_phase(work: Path, model: str, target: dict[str, Any], *, transfer: str, 
 
 
 def run_cold(
-    work: Path, recipe: dict[str, Any], *, precision: str, watch_memory: bool = False, environment: dict[str, str] | None = None
+    work: Path,
+    recipe: dict[str, Any],
+    *,
+    precision: str,
+    device: str = "cpu",
+    watch_memory: bool = False,
+    environment: dict[str, str] | None = None,
 ) -> Run:
-    """Run it with an empty cache, which is removed afterwards."""
+    """Run it with an empty cache, which is removed afterwards; on the CPU, as the plain scripts, if nothing is said."""
     file = work / f"{recipe['name']}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     cache, bundle = work / "cache", work / "bundle"
     for folder in (cache, bundle):
         shutil.rmtree(folder, ignore_errors=True)
-    command = xfer("run", str(file), f"runtime.precision={precision}", f"runtime.cache={cache}", "--out", str(bundle))
+    chosen = [f"runtime.precision={precision}", f"runtime.device={device}", f"runtime.cache={cache}"]
+    command = xfer("run", str(file), *chosen, "--out", str(bundle))
     done = run(command, watch_memory=watch_memory, environment=environment)
     made = Path(done.last_line)
     result = json.loads((made / "result.json").read_text())

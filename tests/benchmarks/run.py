@@ -1,6 +1,6 @@
 """What `make bench` runs: every benchmark, or a part, as tables and as JSON. It measures; it never fails because a machine is slow.
 
-    python tests/benchmarks/run.py --part probe --only resnet18 --images 200
+python tests/benchmarks/run.py --part probe --only resnet18 --images 200
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import bench_cluster
 import bench_extraction
 import bench_finetune
+import bench_gpu
 import bench_keras
 import bench_last_stage
 import bench_memory
@@ -31,8 +33,10 @@ PIECES = {  # what each part is made of
     "probe": ("probe",),
     "finetune": ("finetune-all", "finetune-last", "finetune-memory"),
     "keras": ("keras-probe", "keras-finetune", "keras-extraction"),
+    "gpu": ("gpu",),
+    "cluster": ("cluster",),
 }
-LIBRARIES = ("torch", "torchvision", "timm", "tensorflow", "keras", "xfer-runner")
+LIBRARIES = ("torch", "torchvision", "timm", "tensorflow", "keras", "ray", "xfer-runner")
 PHOTOGRAPHS = 2000  # as many as there are
 
 
@@ -89,6 +93,8 @@ def main() -> None:
         "finetune-all": lambda: bench_finetune.bench(work, n_images=n_images, models=models),
         "finetune-last": lambda: bench_last_stage.bench(work, n_images=n_images, models=models),
         "finetune-memory": lambda: bench_spatial_memory.bench(work, scale=n_images / PHOTOGRAPHS),
+        "cluster": lambda: bench_cluster.bench(work, n_images=n_images, repeats=chosen.repeats),
+        "gpu": lambda: bench_gpu.bench(work, n_images=n_images, models=models),
         "keras-probe": lambda: bench_keras.probe(work, n_images=n_small, repeats=chosen.repeats),
         "keras-finetune": lambda: bench_keras.finetune(work, n_images=n_small),
         "keras-extraction": lambda: bench_keras.extraction(work, n_images=n_small, repeats=chosen.repeats),

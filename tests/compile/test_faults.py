@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -181,6 +183,53 @@ def test_each_fault_in_full(place, name):
     assert faults(place, text) == expected
 
 
+ONLY_ON_TORCH = {"unknown model", "unknown provider", "no provider at all", "a bundle that is none"}  # they name the provider itself
+
+
+def alike(line: str) -> str:
+    """A fault without the names of groups, which each network has its own of."""
+    line = re.sub(r"; did you mean '[^']*'\?", "", line)
+    line = re.sub(r"matches '[^']*'; \S+ has .*$", "matches ITS; MODEL has GROUPS", line)
+    return re.sub(r"this trains [^;]*;", "this trains GROUPS;", line)
+
+
+def test_each_fault_is_the_same_on_keras(place):
+    """The same recipe with a Keras network in the place of torch's: the same faults, at the same places, in the same words."""
+    compared = 0
+    for name, (_, expected) in CASES.items():
+        if expected is None or name in ONLY_ON_TORCH:
+            continue
+        text, expected = made(name)
+        if name == "stop rule without validation":
+            expected = [line.replace("r.yaml:11", "r.yaml:12") for line in expected]
+        for old, new in (("torchvision/resnet18", "keras/MobileNet"), ("layer5", "conv_pw_99"), ("layer4", "conv_pw_13")):
+            text = text.replace(old, new)
+        assert [alike(line) for line in faults(place, text)] == [alike(line) for line in expected], name
+        compared += 1
+    assert compared == len(CASES) - sum(1 for name, case in CASES.items() if case[1] is None or name in ONLY_ON_TORCH)
+    assert compared >= 14
+
+
+def test_what_no_cluster_can_do(place):
+    spread = GOOD.replace("runtime:", "cluster: {workers: 64}\nruntime:")
+    assert faults(place, spread) == ["r.yaml:12:11: cluster.workers: 64 workers can't share batches of 32 images (target.batch_size)"]
+    elastic = GOOD.replace("torchvision/resnet18", "keras/MobileNet").replace("runtime:", "cluster: {workers: {min: 1, max: 4}}\nruntime:")
+    assert faults(place, elastic) == [
+        "r.yaml:12:11: cluster.workers: an elastic number of workers is for PyTorch; with Keras give one number, such as 4"
+    ]
+    halves = elastic.replace("{workers: {min: 1, max: 4}}", "{workers: 2, gpus_per_worker: 0.5}")
+    assert faults(place, halves) == ["r.yaml:12:23: cluster.gpus_per_worker: Keras workers need a GPU each, or none: write 1 or 0, not 0.5"]
+
+
+def test_a_spread_run_is_planned(place):
+    (place / "r.yaml").write_text(GOOD.replace("runtime:", "cluster: {workers: {min: 1, max: 4}, storage: shared}\nruntime:"))
+    cluster = compile_plan(read("r.yaml")).cluster
+    assert cluster is not None
+    assert (cluster.workers, cluster.storage, cluster.gpus_per_worker) == ((1, 4), str(place / "shared"), None)
+    (place / "r.yaml").write_text(GOOD)
+    assert compile_plan(read("r.yaml")).cluster is None
+
+
 def test_the_good_one_has_none(place):
     assert faults(place, GOOD) == []
     assert compile_plan(read("r.yaml")).head.outputs == 2
@@ -219,8 +268,6 @@ def test_shallow_knows_names_but_no_model(place):
 @pytest.mark.parametrize(("change", "message"), [
     (("type: feature", "type: knowledge"),
      "r.yaml:8:3: transfer.type: 'knowledge' is not available yet; this version runs: feature, model"),
-    (("runtime:", "cluster: {workers: 2}\nruntime:"),
-     "r.yaml:12:11: cluster.workers: more than one worker is not available yet; leave it out or write 1"),
 ])  # fmt: skip
 def test_later_sections_pass_the_check_and_are_refused_when_run(place, change, message):
     text = GOOD.replace(*change)

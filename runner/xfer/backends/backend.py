@@ -18,11 +18,26 @@ from xfer.plan.plan import PhasePlan, Plan
 @dataclass(frozen=True)
 class Batch:
     """One step's data. `rows` are dataset rows (they key the randomness), `inputs` [n, *shape] at the phase's cut in the
-    stored dtype (bfloat16 as uint16), `labels` int64 [n]."""
+    stored dtype (bfloat16 as uint16), `labels` int64 [n].
+
+    In a team they are one rank's part of a global batch; `share` is then its weight (n over the global number of rows; one over the
+    number of ranks where each computes the whole batch), and `labels_all` holds the global batch's labels."""
 
     rows: np.ndarray
     inputs: np.ndarray
     labels: np.ndarray
+    share: float = 1.0
+    labels_all: np.ndarray | None = None
+
+    @property
+    def total(self) -> int:
+        """Rows of the global batch."""
+        return len(self.labels if self.labels_all is None else self.labels_all)
+
+    @property
+    def row_weight(self) -> float:
+        """What each of these rows counts in sums over the ranks: less than one only where every rank computes them all."""
+        return self.share if len(self.labels) == self.total else 1.0
 
 
 @dataclass
@@ -63,6 +78,30 @@ def installed(libraries: Sequence[str]) -> dict[str, str]:
     return found
 
 
+class Team(Protocol):
+    """The ranks that train together, a process each. All of them call the same methods in the same order."""
+
+    rank: int
+    size: int
+
+    @property
+    def lost(self) -> tuple[type[BaseException], ...]:
+        """What an exchange raises when another rank has gone."""
+        ...
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Over the ranks, of float32, float64 or int64 of one shape."""
+        ...
+
+    def broadcast_bytes(self, data: bytes) -> bytes:
+        """The first rank's."""
+        ...
+
+    def broadcast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The first rank's, to the bit."""
+        ...
+
+
 class Network(Protocol):
     """A built network with its head, on a device."""
 
@@ -79,8 +118,9 @@ class Network(Protocol):
         """A digest of each tensor's bits."""
         ...
 
-    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        """Set what trains, make the optimizer (carrying state where the phase says so)."""
+    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool = False) -> None:
+        """Set what trains, make the optimizer (carrying state where the phase says so). `together`: each rank of the team trains on its
+        part of the batches; else it computes by itself, though others do the same."""
         ...
 
     def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:
@@ -140,4 +180,9 @@ class Backend(Protocol):
 
     def load(self, plan: Plan, folder: Path) -> Network:
         """The network of a bundle's `model/` folder."""
+        ...
+
+    def join(self, rank: int, size: int, *, device: str = "auto", threads: int | None = None) -> Team:
+        """Meet the other ranks, in a process that a launcher has told where they are. Comes before all else; networks that are built
+        afterwards belong to the team."""
         ...

@@ -64,19 +64,19 @@ class PhasedNetwork(Generic[P]):
         self.parts = parts
         self.trainer: Trainer | None = None
 
-    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> Trainer:
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool) -> Trainer:
         """The training of a phase, its optimizer without a past."""
         raise NotImplementedError
 
     def weights_changed(self) -> None:
         """Said after weights were put in from outside, or a phase has ended."""
 
-    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
+    def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool = False) -> None:
         carried: dict[str, np.ndarray] = {}
         if self.trainer is not None:
             self.trainer.close()
             carried = self.trainer.optimizer.state() if phase.optimizer_state == "carry" else {}
-        self.trainer = self.make_trainer(phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
+        self.trainer = self.make_trainer(phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, together=together)
         self.trainer.optimizer.load_state(carried)
 
     def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:

@@ -6,23 +6,30 @@ import json
 import os
 import secrets
 import signal
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 import yaml
 
 from xfer.cli.progress import Terminal
+from xfer.cluster.launch import bundle_place, run_on_cluster
+from xfer.cluster.storage import Storage
+from xfer.compile.data_facts import open_dataset
 from xfer.data.announced import Say
+from xfer.data.dataset import Dataset
 from xfer.engine.bundle import Bundle
 from xfer.engine.downloads import ready_plan
+from xfer.engine.files import write_json
 from xfer.engine.runner import Run
 from xfer.errors import UsageError
 from xfer.recipe.loader import read
 from xfer.report.page import render
 from xfer.report.terminal import show_result
+
+MIRRORED = "mirrored.json"  # where a bundle on an object store lies; in its copy on the driver's machine
 
 
 class StopFlag:
@@ -47,45 +54,70 @@ class StopFlag:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume", "bundle_folder", type=click.Path(path_type=Path), help="Go on with a bundle that was interrupted.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle's folder (default: runs/<name>/<id>, or under $XFER_RUNS).")
+@click.option("--workers", type=click.IntRange(min=1), help="So many workers on a Ray cluster, or on this machine (cluster.workers).")
+@click.option("--address", help="The Ray cluster: host:port, or auto on one of its nodes (cluster.address).")
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="GPUs of each worker (cluster.gpus_per_worker).")
+@click.option("--storage", help="A folder or URL that every node sees, for bundle and features (cluster.storage).")
 @click.option("--quiet", is_flag=True, help="No progress, only warnings and the result's path.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json's content on stdout.")
 def command(
-    recipe: Path | None, overrides: tuple[str, ...], bundle_folder: Path | None, out: Path | None, quiet: bool, as_json: bool
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    bundle_folder: Path | None,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+    **spread: object,
 ) -> None:
     """Run RECIPE with overrides, or go on with a bundle."""
     terminal = Terminal(quiet=quiet)
-    bundle = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out, say=terminal.note)
+    overrides += tuple(f"cluster.{name}={value}" for name, value in spread.items() if value is not None)
+    bundle, mirrored = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out, say=terminal.note)
     stop = StopFlag()  # only now: a download ends at once
     click.echo(f"bundle: {bundle.folder}", err=True)
-    result: dict[str, Any] = {}
-    going = Run(bundle, reporter=terminal, stop=stop)
+    if mirrored is not None:
+        click.echo(f"mirrored: {mirrored}", err=True)
+    dataset: Dataset | None = None
     try:
-        result = going.execute()
+        if bundle.plan.cluster is None:
+            going = Run(bundle, reporter=terminal, stop=stop)
+            try:
+                result = going.execute()
+            finally:
+                target = getattr(going, "target", None)  # a run that ended before it opened its data has none
+                dataset = target.dataset if target else None
+        else:
+            result = run_on_cluster(bundle, mirrored=mirrored, reporter=terminal, stop=stop)
+            dataset = open_dataset(bundle.plan.data.target, bundle.plan.data.dataset, bundle.plan.data.options)
     finally:
         terminal.done()
         if (bundle.folder / "result.json").exists():
-            target = getattr(going, "target", None)  # a run that ended before it opened its data has none
-            render(bundle.folder, dataset=target.dataset if target else None)
+            render(bundle.folder, dataset=dataset)
     if not quiet and not as_json:
         terminal.console.print(show_result(result))
         click.echo(f"report: {bundle.folder / 'report.html'}", err=True)
     click.echo(json.dumps({**result, "bundle": str(bundle.folder)}, indent=1) if as_json else str(bundle.folder))
 
 
-def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, say: Say) -> Bundle:
+def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, say: Say) -> tuple[Bundle, Storage | None]:
     if recipe is None:
         raise UsageError("give a recipe to run, or --resume with a bundle", hint="e.g. xfer run recipes/quickstart.yaml")
     reading = read(recipe, overrides)
     plan = ready_plan(reading, say=say)
-    folder = out or Path(os.environ.get("XFER_RUNS", "runs")) / plan.name / run_id()
+    folder, mirrored = bundle_place(plan, run_id(), out=out, runs=Path(os.environ.get("XFER_RUNS", "runs")))
     resolved = yaml.safe_dump(reading.resolved, sort_keys=False, allow_unicode=True)
-    return Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)
+    bundle = Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)
+    if mirrored is not None:
+        write_json(bundle.folder / MIRRORED, asdict(mirrored))
+    return bundle, mirrored
 
 
-def _resumed(folder: Path, recipe: Path | None, out: Path | None, overrides: tuple[str, ...]) -> Bundle:
+def _resumed(folder: Path, recipe: Path | None, out: Path | None, overrides: tuple[str, ...]) -> tuple[Bundle, Storage | None]:
     if recipe is not None or out is not None or overrides:
         raise UsageError("--resume goes on with a bundle's own recipe; a recipe, overrides or --out beside it have no meaning")
-    return Bundle(folder.absolute())
+    bundle = Bundle(folder.absolute())
+    noted = bundle.folder / MIRRORED
+    return bundle, Storage(**json.loads(noted.read_text())) if noted.exists() else None
 
 
 def run_id() -> str:

@@ -15,6 +15,4 @@ def unavailable(recipe: Recipe) -> list[tuple[str, str]]:
         found.append(("transfer.type", f"'{recipe.transfer.type}' is {LATER}; this version runs: {', '.join(RUNS)}"))
     if recipe.source.domains is not None:
         found.append(("source.domains", f"domain adaptation is {LATER}"))
-    if recipe.cluster.workers != 1:
-        found.append(("cluster.workers", f"more than one worker is {LATER}; leave it out or write 1"))
     return found

@@ -13,6 +13,7 @@ from xfer import plugins
 from xfer.backends.backend import Backend
 from xfer.compile import data_facts
 from xfer.compile.availability import unavailable
+from xfer.compile.cluster import check_cluster, plan_cluster
 from xfer.compile.collector import Collector
 from xfer.compile.inputs import decide
 from xfer.compile.method_facts import place_cut, plan_method
@@ -96,6 +97,7 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
         check_until(phase, has_validation=found is None or "val" in found.counts, collector=collector)
         check_norm(phase, train, collector)
     method = plan_method(recipe, names, facts.map, head, collector)
+    check_cluster(recipe, backend=names.source.backend if names.source else None, collector=collector)
     check_schedule(trains, method=names.method_class, type_=recipe.transfer.type, collector=collector)
     weights_plan = weights.plan(facts, collector, look=data) if weights else None
     if names.bundle is not None:
@@ -167,6 +169,7 @@ def _plan(
             facts.map, head, frozenset(), images=found.images, precision=runtime.precision, budget=runtime.cache_budget, changed_by={}
         ),
         runtime=runtime,
+        cluster=plan_cluster(recipe),
         never_trained=tuple(group.name for group in facts.map.groups if group.name not in trained),
         total_parameters=facts.map.n_parameters + sum(tensor.size for tensor in (*head.tensors, *method.tensors)),
         downloads=tuple(collector.downloads),

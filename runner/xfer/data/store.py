@@ -299,7 +299,10 @@ class FeatureStore:
             held = take_lock(path)
         except OSError as error:
             raise store_fault(error, path) from error
-        return None if held is None else ShardClaim(self, shard, held)
+        return None if held is None else self._claimed(shard, held)
+
+    def _claimed(self, shard: int, held: FileLock) -> ShardClaim:
+        return ShardClaim(self, shard, held)
 
     def _enter(self, *, create: bool) -> None:
         """Says that the store is in use, and makes its folder where `create`."""

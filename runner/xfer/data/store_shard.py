@@ -71,7 +71,12 @@ class ShardFormat:
         size = os.fstat(descriptor).st_size
         if size != self.total_bytes:
             raise DamageError(f"has {size} bytes instead of {self.total_bytes}")
-        block = os.pread(descriptor, size - self.trailer_at, self.trailer_at)
+        return self.parse_trailer(os.pread(descriptor, size - self.trailer_at, self.trailer_at))
+
+    def parse_trailer(self, block: bytes) -> tuple[np.ndarray, int]:
+        """As `read_trailer`, from the bytes after the array; raises DamageError."""
+        if len(block) != self.total_bytes - self.trailer_at:
+            raise DamageError(f"has {self.trailer_at + len(block)} bytes instead of {self.total_bytes}")
         bits, tail = block[: -TRAILER.size], block[-TRAILER.size :]
         *fields, own = TRAILER.unpack(tail)
         if zlib.crc32(bits + TRAILER.pack(*fields, 0)) != own:

@@ -145,6 +145,43 @@ class Bundle:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+class Follower(Bundle):
+    """What a rank that is not the first has of the bundle that the first one writes: its plan. It writes nothing."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    def hold(self) -> None:
+        pass
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def keep_metrics_before(self, phase: int, epoch: int) -> None:
+        pass
+
+    def ledger(self, reason: str, *, images: int) -> None:
+        pass
+
+    def checkpoint(self, state: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        pass
+
+    def keep_baselines(self, found: Mapping[str, Any]) -> None:
+        pass
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def result(self) -> dict[str, Any]:
+        return {}
+
+    def write_quarantine(self, bad: Mapping[str, str]) -> None:
+        pass
+
+    def write_lock(self, lock: Mapping[str, Any]) -> None:
+        pass
+
+
 def read_plan(folder: Path) -> Plan:
     """A bundle's Plan; raises BundleError where the folder is none."""
     try:

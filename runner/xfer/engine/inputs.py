@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from xfer.backends.backend import Device, Network
+from xfer.backends.backend import Device, Network, Team
 from xfer.data.digests import content_digests
 from xfer.data.pipeline import decoded
 from xfer.data.store import FeatureStore, StoreSpec
-from xfer.engine.extraction import extract
+from xfer.engine.extraction import Extraction, extract
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
+from xfer.engine.team import ALONE, gathered
 from xfer.engine.views import View
 from xfer.errors import InterruptedRun
 from xfer.plan.model_map import PIXELS
 from xfer.plan.plan import InputPlan, Plan
 
 Stop = Callable[[], bool]
+EXTRACTED = "features were extracted; what is in the store is kept"
+OpenStore = Callable[[Path, StoreSpec], FeatureStore]  # the cache folder and what the store holds
 
 
 class Inputs:
@@ -40,6 +43,7 @@ class Inputs:
         device: Device,
         contents: str,
         view: View | None = None,
+        open_store: OpenStore = FeatureStore,
     ) -> None:
         self.run, self.place, self.target, self.network = run, place, target, network
         self.view = view
@@ -52,17 +56,32 @@ class Inputs:
         if place.mode == "stored":
             key = store_key(run, place, network, versions=versions, device=device, contents=contents, view=view)
             spec = StoreSpec(key=key, rows=len(target.dataset), shape=place.shape, dtype=place.dtype, shard_rows=run.runtime.shard_rows)
-            self.store = FeatureStore(Path(run.runtime.cache), spec)
+            self.store = open_store(Path(run.runtime.cache), spec)
 
-    def prepare(self, rows: np.ndarray, *, reporter: Reporter, stop: Stop) -> dict[int, str]:
-        """Compute what is missing of `rows`; returns unreadable rows with their reasons. Raises InterruptedRun."""
+    def prepare(self, rows: np.ndarray, *, reporter: Reporter, stop: Stop, team: Team = ALONE) -> dict[int, str]:
+        """Compute what is missing of `rows`; returns unreadable rows with their reasons. Raises InterruptedRun.
+
+        The ranks of a team do it together: each decodes a part where there is no store, else claims and computes shards."""
         if self.store is None:
-            return self._scan(rows, reporter=reporter, stop=stop)
-        missing = sum(len(part) for _, part in self.store.missing(rows))
+            own = np.array_split(self.target.unseen(rows), team.size)[team.rank]
+            told = self._scan(own, reporter=reporter, stop=stop), 0, stop()
+        else:
+            done = self._extract(self.store, rows, reporter=reporter, stop=stop)
+            self.seconds += done.seconds
+            told = done.bad, done.computed, stop()
+        parts = gathered(team, told)
+        self.computed += sum(computed for _, computed, _ in parts)
+        if any(stopped for _, _, stopped in parts):
+            raise InterruptedRun(f"stopped while {'images were read' if self.store is None else EXTRACTED}")
+        self.target.seen(rows)
+        return {row: reason for bad, _, _ in parts for row, reason in bad.items()}
+
+    def _extract(self, store: FeatureStore, rows: np.ndarray, *, reporter: Reporter, stop: Stop) -> Extraction:
+        missing = sum(len(part) for _, part in store.missing(rows))
         if missing:
             reporter.start(f"extracting features at {self.place.cut}", missing)
         done = extract(
-            self.store,
+            store,
             self.target.dataset,
             rows,
             preprocess=self.run.source.preprocess,
@@ -76,16 +95,11 @@ class Inputs:
         )
         if missing:
             reporter.done()
-        self.seconds, self.computed = self.seconds + done.seconds, self.computed + done.computed
-        if stop():
-            raise InterruptedRun("stopped while features were extracted; what is in the store is kept")
-        self.target.seen(rows)
-        return done.bad
+        return done
 
     def _scan(self, rows: np.ndarray, *, reporter: Reporter, stop: Stop) -> dict[int, str]:
         """Without a store, unreadable images must still be known before training: decode each once."""
         bad: dict[int, str] = {}
-        rows = self.target.unseen(rows)
         if not len(rows):
             return bad
         reporter.start("reading images", len(rows))
@@ -93,9 +107,8 @@ class Inputs:
             bad.update(dict(part.bad))
             reporter.advance(len(part.rows) + len(part.bad))
             if stop():
-                raise InterruptedRun("stopped while images were read")
+                return bad
         reporter.done()
-        self.target.seen(rows)
         return bad
 
     def _compute(self, pixels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,31 +14,48 @@ from typing import Any
 import numpy as np
 
 from xfer import plugins
-from xfer.backends.backend import Backend, Network
+from xfer.backends.backend import Backend, Network, Team
+from xfer.data.store import FeatureStore
 from xfer.engine.baselines import Baselines, fit_baselines
 from xfer.engine.bundle import Bundle, load_plugins
 from xfer.engine.downloads import fetch_dataset
 from xfer.engine.files import write_atomic, write_json
-from xfer.engine.inputs import Inputs, Stop, contents_digest
+from xfer.engine.inputs import Inputs, OpenStore, Stop, contents_digest
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
+from xfer.engine.team import ALONE, from_first, gathered
 from xfer.engine.training import PhaseRunner, Progress, predict
 from xfer.engine.training_rows import TrainingRows
 from xfer.engine.views import View
-from xfer.errors import InterruptedRun, UsageError, XferError
+from xfer.errors import DataError, InterruptedRun, UsageError, XferError
 from xfer.ops.metrics import classification, intervals
 from xfer.plan.plan import InputPlan, PhasePlan
 from xfer.sources.fetching import download
 
 
 class Run:
-    """One run of a bundle, new or resumed. `execute` returns `result.json`'s content."""
+    """One run of a bundle, new or resumed. `execute` returns `result.json`'s content.
 
-    def __init__(self, bundle: Bundle, *, reporter: Reporter, stop: Stop) -> None:
+    In a `team` each rank has a Run; the first one's bundle is written, the others' are followers. `open_store` makes feature stores that
+    the ranks fill together."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        reporter: Reporter,
+        stop: Stop,
+        team: Team = ALONE,
+        backend: Backend | None = None,
+        open_store: OpenStore = FeatureStore,
+    ) -> None:
         self.bundle, self.plan, self.reporter, self.stop = bundle, bundle.plan, reporter, stop
+        self.team, self.open_store = team, open_store
+        self.notice: Callable[[], bool] = lambda: False  # whether a node is about to go, and a checkpoint due; all ranks ask alike
+        self.extracted = (0, 0.0)  # images computed for this run before it began, by others, and the seconds that took
         self.started = time.monotonic()
         self.earlier = bundle.result().get("timing", {})
-        self.backend: Backend = plugins.load(plugins.find("backends", self.plan.backend).target)()
+        self.backend: Backend = backend or plugins.load(plugins.find("backends", self.plan.backend).target)()
         self.network: Network
         self.target: Target
         self.contents = ""
@@ -47,8 +65,8 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Runs to the end; on any error of ours, the result says what happened before the error goes on."""
-        self.bundle.hold()
-        if (done := self.bundle.result()).get("status") == "finished":
+        from_first(self.team, self.bundle.hold)
+        if (done := from_first(self.team, self.bundle.result)).get("status") == "finished":
             return done  # killed after its last write, while the report was made: there is nothing left to do here
         self._result("running")
         try:
@@ -69,17 +87,33 @@ class Run:
 
     def _prepare(self) -> None:
         load_plugins(self.plan)
-        lock = self.bundle.lock()
+        lock = from_first(self.team, self.bundle.lock)
         weights = download(self.plan.source.weights, say=self.reporter.note)
         self.target = Target.open(self.plan.data, dataset=fetch_dataset(self.plan.data, say=self.reporter.note))
         self.network = self.backend.build(self.plan, threads=lock.get("threads"))
         self.device = self.backend.device(self.plan.runtime.device)
         self.versions = self.backend.versions()
         self.contents = contents_digest(self.target, cache=Path(self.plan.runtime.cache))
+        self._alike()
         if lock:
             self._compare(lock)
         else:
             self.bundle.write_lock(self._lock(weights))
+
+    def _alike(self) -> None:
+        """Ranks that read other images, or compute on another kind of device, must not train together."""
+        for what, found in (("images", gathered(self.team, self.contents)), ("device", gathered(self.team, self.device.kind))):
+            odd = [rank for rank, value in enumerate(found) if value != found[0]]
+            if odd and what == "images":
+                raise DataError(
+                    f"worker {odd[0]} reads other images than worker 0 under the same names",
+                    hint="every node must see the same files: put the data on storage that all of them share, or copy it anew",
+                )
+            if odd:
+                raise UsageError(
+                    f"the workers compute on different devices: {', '.join(sorted(set(found)))}",
+                    hint="features of one run come from one kind of device: choose it with runtime.device, or leave the other nodes out",
+                )
 
     def _lock(self, weights_file: Path | None) -> dict[str, Any]:
         return {
@@ -114,7 +148,7 @@ class Run:
         if key not in self._inputs:
             self._inputs[key] = self._input(place, view)
         made = self._inputs[key]
-        bad = made.prepare(self.target.all_rows if rows is None else rows, reporter=self.reporter, stop=self.stop)
+        bad = made.prepare(self.target.all_rows if rows is None else rows, reporter=self.reporter, stop=self.stop, team=self.team)
         if set(bad) - set(self.target.bad) or not self._quarantined:
             self.target.quarantine(bad, self.bundle)
             self._quarantined = True
@@ -122,14 +156,23 @@ class Run:
 
     def _input(self, place: InputPlan, view: View | None) -> Inputs:
         return Inputs(
-            self.plan, place, self.target, self.network, versions=self.versions, device=self.device, contents=self.contents, view=view
+            self.plan,
+            place,
+            self.target,
+            self.network,
+            versions=self.versions,
+            device=self.device,
+            contents=self.contents,
+            view=view,
+            open_store=self.open_store,
         )
 
     def _baselines(self) -> Baselines:
         """Made before anything trains, or found where an earlier part of this run left them."""
-        found = self.bundle.baselines()
+        found = from_first(self.team, self.bundle.baselines)
         if found is None:
-            made = fit_baselines(self.inputs(self.plan.baseline), self.target)
+            features = self.inputs(self.plan.baseline)
+            made = from_first(self.team, lambda: fit_baselines(features, self.target))
             self.bundle.keep_baselines({**asdict(made), "bad": self.target.bad})
             return made
         # A phase that draws from canvases reads no clean training image, so it would not hear of the unreadable ones again.
@@ -138,7 +181,7 @@ class Run:
         return Baselines(found["majority"], found["strength"], {int(row): guess for row, guess in found["guesses"].items()})
 
     def _phases(self) -> None:
-        saved = self.bundle.latest()
+        saved = from_first(self.team, self.bundle.latest)
         state: dict[str, np.ndarray] | None = None
         if saved is not None:
             state, progress = saved
@@ -164,11 +207,13 @@ class Run:
                 bundle=self.bundle,
                 reporter=self.reporter,
                 stop=self.stop,
+                team=self.team,
+                notice=self.notice,
             )
             self.progress.done.append(runner.run(self.progress, state))
             self.progress.finished = True
             self.bundle.checkpoint(self.network.state(), asdict(self.progress))
-            if self.stop():
+            if from_first(self.team, self.stop):
                 raise InterruptedRun("stopped after the phase was finished and saved")
             self._next()
             state = None
@@ -200,11 +245,11 @@ class Run:
         validation = self.target.rows("val")
         metrics: dict[str, Any] = {}
         if len(validation):
-            metrics["val"] = classification(predict(self.network, last, validation), self.target.labels(validation))
+            metrics["val"] = classification(predict(self.network, last, validation, team=self.team), self.target.labels(validation))
         baseline: dict[str, Any] = {"majority": None, "probe": None, "probe_l2": baselines.strength}
         rows = self.target.rows("test")
         if len(rows):
-            probabilities = predict(self.network, last, rows)
+            probabilities = predict(self.network, last, rows, team=self.team)
             guesses = np.array([baselines.guesses[row] for row in rows.tolist()])
             rows, labels = self.target.open_test(self.bundle, reason="the run's own test, after everything was chosen")
             between = intervals(probabilities, labels, seed=self.plan.seed)
@@ -219,6 +264,8 @@ class Run:
         import pyarrow.parquet as pq
 
         classes = np.array(self.plan.data.classes, dtype=object)
+        if self.team.rank:
+            return
         table = pa.table(
             {
                 "path": [self.target.dataset.keys[row] for row in rows],
@@ -231,14 +278,17 @@ class Run:
         write_atomic(self.bundle.folder / "predictions.parquet", lambda path: pq.write_table(table, path))
 
     def _model(self) -> None:
+        if self.team.rank:
+            return
         folder = self.bundle.folder / "model"
         self.network.save(folder)
         write_json(folder / "labels.json", list(self.plan.data.classes))
         write_json(folder / "preprocessing.json", self.plan.source.preprocess.model_dump(mode="json"))
 
     def _result(self, status: str, *, error: str | None = None, **parts: Any) -> dict[str, Any]:
-        extract = sum(inputs.seconds for inputs in self._inputs.values()) + self.earlier.get("extract_seconds", 0.0)
-        total = time.monotonic() - self.started + self.earlier.get("total_seconds", 0.0)
+        before = self.extracted if not self.earlier else (0, 0.0)
+        extract = sum(inputs.seconds for inputs in self._inputs.values()) + before[1] + self.earlier.get("extract_seconds", 0.0)
+        total = time.monotonic() - self.started + before[1] + self.earlier.get("total_seconds", 0.0)
         train = sum(entry["seconds"] for entry in self.progress.done)
         target = getattr(self, "target", None)
         n_bad = len(target.bad) if target else 0
@@ -254,7 +304,7 @@ class Run:
                 "images": self.plan.data.images - n_bad,
                 "classes": len(self.plan.data.classes),
                 "quarantined": n_bad,
-                "computed": sum(inputs.computed for inputs in self._inputs.values()),
+                "computed": sum(inputs.computed for inputs in self._inputs.values()) + before[0],
             },
             "error": error,
         }

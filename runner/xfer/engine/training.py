@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from xfer.backends.backend import Batch, Network, StepRecord
+from xfer.backends.backend import Batch, Network, StepRecord, Team
 from xfer.data.order import epoch_order
 from xfer.engine.bundle import Bundle
 from xfer.engine.inputs import Inputs, Stop
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
+from xfer.engine.team import ALONE, Agreement, part_of, summed_rows
 from xfer.engine.training_rows import TrainingRows
 from xfer.errors import FrozenChangedError, InterruptedRun
 from xfer.ops.metrics import classification
@@ -61,19 +62,26 @@ class PhaseRunner:
         bundle: Bundle,
         reporter: Reporter,
         stop: Stop,
+        team: Team = ALONE,
+        notice: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan, self.phase, self.network, self.inputs, self.training = plan, phase, network, inputs, training
-        self.target, self.bundle, self.reporter, self.stop = target, bundle, reporter, stop
+        self.target, self.bundle, self.reporter, self.team = target, bundle, reporter, team
+        self.together = team.size > 1 and not whole_on_each(plan, phase)
+        self.stop = Agreement(team, stop)
         self.rows = target.rows("train")
         self.batch_size = plan.data.batch_size
         self.steps_per_epoch = training.steps(len(self.rows), self.batch_size)
         self.every_steps, self.every_seconds = checkpoint_interval(plan.runtime.checkpoint)
         self.best: dict[str, np.ndarray] = {}
         self._saved_at, self._steps_since = time.monotonic(), 0
+        self._ends_here = Agreement(team, lambda: stop() or time.monotonic() - self._saved_at > self.every_seconds, everywhere=notice)
 
     def run(self, progress: Progress, state: dict[str, np.ndarray] | None) -> dict[str, Any]:
         """The phase's entry of `result.json`. `state` is a checkpoint's, where the phase is resumed."""
-        self.network.begin_phase(self.phase, steps_per_epoch=self.steps_per_epoch, class_weights=self._class_weights())
+        self.network.begin_phase(
+            self.phase, steps_per_epoch=self.steps_per_epoch, class_weights=self._class_weights(), together=self.together
+        )
         if state is not None:
             self.network.load_state({name: value for name, value in state.items() if not name.startswith("best/")})
             self.best = {name.removeprefix("best/"): value for name, value in state.items() if name.startswith("best/")}
@@ -85,11 +93,18 @@ class PhaseRunner:
             self._epoch(progress)
         self.reporter.done()
         self.network.end_phase(best=self.best, statistics=self._statistics(progress) if self.phase.reestimate_norm else None)
+        self._made_equal()
         return self._finish(progress)
+
+    def _made_equal(self) -> None:
+        """What every rank computed by itself may differ in its last bits between processors: the first one's counts."""
+        if self.team.size > 1:
+            self.network.load_state(self.team.broadcast(self.network.state()))
 
     def _statistics(self, progress: Progress) -> Iterator[np.ndarray]:
         """The training images once more, in the dataset's order."""
-        return (values for _, values in self.training.batches(self.rows, self.batch_size, epoch=progress.epoch))
+        sizes = self.training.sizes(len(self.rows), self.batch_size)
+        return (values for _, values in self.training.batches(self.rows, sizes, epoch=progress.epoch))
 
     def _epoch(self, progress: Progress) -> None:
         images_before = progress.trained_images
@@ -122,25 +137,35 @@ class PhaseRunner:
         self._record(progress, train, seconds=seconds, images=progress.trained_images - images_before)
         progress.epoch, progress.step, progress.record = progress.epoch + 1, 0, {}
         ended = progress.epoch >= self.phase.max_epochs or self._stops(progress)
-        if not ended and (self.stop() or self._due()):
+        if not ended and (self._steps_since >= self.every_steps or self._ends_here.now()):
             self._save(progress)
             self._interrupt()
 
     def _batches(self, order: np.ndarray, progress: Progress) -> Iterator[Batch]:
         """Batches from `progress.step` on; ends early where a checkpoint is due or the run is asked to stop."""
         left = order[progress.step * self.batch_size :]
-        for rows, inputs in self.training.batches(left, self.batch_size, epoch=progress.epoch):
-            yield Batch(rows, inputs, self.target.labels(rows))
+        for batch in self._spread(left, epoch=progress.epoch) if self.together else self._own(left, epoch=progress.epoch):
+            yield batch
             progress.step += 1
-            progress.trained_images += len(rows)
+            progress.trained_images += batch.total
             self._steps_since += 1
-            self.reporter.advance(len(rows))
-            if self._due() or self.stop():
+            self.reporter.advance(batch.total)
+            if self._steps_since >= self.every_steps or self._ends_here():
                 return
 
-    def _due(self) -> bool:
-        """Whether the last checkpoint is as long ago as `runtime.checkpoint` says."""
-        return self._steps_since >= self.every_steps or time.monotonic() - self._saved_at > self.every_seconds
+    def _own(self, left: np.ndarray, *, epoch: int) -> Iterator[Batch]:
+        for rows, inputs in self.training.batches(left, self.training.sizes(len(left), self.batch_size), epoch=epoch):
+            yield Batch(rows, inputs, self.target.labels(rows))
+
+    def _spread(self, left: np.ndarray, *, epoch: int) -> Iterator[Batch]:
+        """This rank's parts of the batches that one process would train on."""
+        sizes = self.training.sizes(len(left), self.batch_size)
+        whole = np.split(left, np.cumsum(sizes)[:-1])
+        parts = [part_of(batch, self.team) for batch in whole]
+        rows = np.concatenate([part for part, _ in parts])
+        mine = self.training.batches(rows, [len(part) for part, _ in parts], epoch=epoch)
+        for (own, inputs), (_, share), batch in zip(mine, parts, whole, strict=True):
+            yield Batch(own, inputs, self.target.labels(own), share, self.target.labels(batch))
 
     def _record(self, progress: Progress, train: StepRecord, *, seconds: float, images: int) -> None:
         """One line of metrics per split, and what `until` and `plateau` make of it."""
@@ -168,7 +193,7 @@ class PhaseRunner:
         }
         if len(validation):
             with self.network.evaluated():
-                probabilities = predict(self.network, self.inputs, validation)
+                probabilities = predict(self.network, self.inputs, validation, team=self.team)
                 metrics = classification(probabilities, self.target.labels(validation))
                 self._judge(progress, metrics)
             self.bundle.append_metrics({**common, "split": "val", **metrics})
@@ -234,7 +259,7 @@ class PhaseRunner:
         self._saved_at, self._steps_since = time.monotonic(), 0
 
     def _interrupt(self) -> None:
-        if self.stop():
+        if self.stop.now():
             raise InterruptedRun("stopped after the step was finished and saved")
 
     def _class_weights(self) -> np.ndarray | None:
@@ -245,12 +270,25 @@ class PhaseRunner:
         return (len(self.rows) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
-def predict(network: Network, inputs: Inputs, rows: np.ndarray) -> np.ndarray:
-    """Probabilities float64 [n, classes] of rows, in their order."""
+def whole_on_each(plan: Plan, phase: PhasePlan) -> bool:
+    """Whether every rank computes all of a phase's batches: where only a head trains, from stored features, a step takes less time
+    than an exchange."""
+    drawn = phase.augment is not None and phase.augment.views is None
+    return phase.input.mode == "stored" and not drawn and (phase.input.pooled or phase.input.cut == plan.head.at)
+
+
+def predict(network: Network, inputs: Inputs, rows: np.ndarray, *, team: Team = ALONE) -> np.ndarray:
+    """Probabilities float64 [n, classes] of rows, in their order. The ranks of a team take turns at batches, so that none is computed
+    in another composition than alone."""
+    n_classes = len(inputs.run.data.classes)
+    firsts = range(0, len(rows), EVALUATION_BATCH)[team.rank :: team.size]
+    own = np.concatenate([rows[:0], *(rows[first : first + EVALUATION_BATCH] for first in firsts)])
     parts = [
-        network.logits(values, start=inputs.place.cut, pooled=inputs.place.pooled) for _, values in inputs.batches(rows, EVALUATION_BATCH)
+        network.logits(values, start=inputs.place.cut, pooled=inputs.place.pooled) for _, values in inputs.batches(own, EVALUATION_BATCH)
     ]
-    return softmax(np.concatenate(parts)) if parts else np.zeros((0, len(inputs.run.data.classes)))
+    if team.size > 1:
+        return softmax(summed_rows(team, dict(zip(firsts, parts, strict=True)), len(rows), n_classes))
+    return softmax(np.concatenate(parts)) if parts else np.zeros((0, n_classes))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

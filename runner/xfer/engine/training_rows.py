@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -40,18 +41,23 @@ class TrainingRows:
 
     def steps(self, n_rows: int, size: int) -> int:
         """How many batches so many rows make."""
-        return -(-n_rows // size) - self._joins_the_last(n_rows, size)
+        return len(self.sizes(n_rows, size))
 
-    def _joins_the_last(self, n_rows: int, size: int) -> bool:
-        return self.learns_statistics and n_rows > size and n_rows % size == 1
+    def sizes(self, n_rows: int, size: int) -> list[int]:
+        """Of the batches that so many rows make: `size`, the last as short as it comes, or one longer, as above. What is left of an
+        epoch is put into the batches that the whole epoch has."""
+        n_whole, n_last = divmod(n_rows, size)
+        if self.learns_statistics and n_whole and n_last == 1:
+            return [size] * (n_whole - 1) + [size + 1]
+        return [size] * n_whole + ([n_last] if n_last else [])
 
-    def batches(self, rows: np.ndarray, size: int, *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(rows, inputs [k, *shape]) at the phase's cut, in the order of `rows`, `size` at a time; the last as short as it comes, or
-        one longer, as above. What is left of an epoch is put into the batches that the whole epoch has."""
-        n_last = size + 1 if self._joins_the_last(len(rows), size) else 0
-        yield from self._batches(rows[: len(rows) - n_last], size, epoch=epoch)
-        if n_last:
-            yield from self._batches(rows[len(rows) - n_last :], n_last, epoch=epoch)
+    def batches(self, rows: np.ndarray, sizes: Sequence[int], *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, inputs [k, *shape]) at the phase's cut, in the order of `rows`, in batches of these sizes."""
+        first = 0
+        for size, run in itertools.groupby(sizes):
+            after = first + size * len(list(run))
+            yield from self._batches(rows[first:after], size, epoch=epoch)
+            first = after
 
     def _batches(self, rows: np.ndarray, size: int, *, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not len(rows):

@@ -190,6 +190,16 @@ class RuntimePlan(Frozen):
     shard_rows: int = 512
 
 
+class ClusterPlan(Frozen):
+    """How a run is spread: by Ray Train over so many workers, each with `gpus_per_worker` (None: one where the cluster has GPUs)."""
+
+    workers: tuple[int, int]  # the fewest and the most: different numbers where the run is elastic
+    gpus_per_worker: float | None = None
+    address: str | None = None  # None: a Ray of its own on this machine
+    storage: str | None = None  # where bundle and features lie; an absolute path or a URL
+    max_failures: int = 3
+
+
 class MethodPlan(Frozen):
     """The transfer method, resolved. `options` are bound to the plugin's signature already."""
 
@@ -232,6 +242,7 @@ class Plan(Frozen):
     phases: tuple[PhasePlan, ...]
     baseline: InputPlan  # what the baseline probe reads: the source's own features where the head is put on
     runtime: RuntimePlan
+    cluster: ClusterPlan | None = None  # None: one process, here
     never_trained: tuple[str, ...]
     total_parameters: int
     downloads: tuple[DownloadPlan, ...] = ()

@@ -159,3 +159,18 @@ def taps(plan: MethodPlan, model: ModelMap) -> str:
 def teacher(plan: MethodPlan) -> str:
     """What the method compares with."""
     return "a copy of the network that keeps the source's weights" if plan.teacher else ""
+
+
+def cluster(plan: Plan) -> str:
+    """How the run is spread; nothing for one process.
+
+    The storage's text holds no secret: one is refused before a plan is made."""
+    spread = plan.cluster
+    if spread is None:
+        return ""
+    fewest, most = spread.workers
+    workers = plural(most, "worker") if fewest == most else f"{fewest} to {most} workers"
+    gpus = "GPUs where there are any" if spread.gpus_per_worker is None else f"{spread.gpus_per_worker:g} GPU each"
+    where = f"the Ray at {spread.address}" if spread.address else "a Ray of its own on this machine"
+    storage = f"storage {spread.storage}" if spread.storage else "no storage in common: one node only"
+    return f"{workers}, {gpus}, on {where}; {storage}; up to {spread.max_failures} failures"

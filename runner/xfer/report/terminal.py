@@ -113,6 +113,7 @@ def _facts(plan: Plan) -> Table:
         ("teacher", phase_words.teacher(plan.method)),
         ("head", f"on {plan.head.at}: {hidden}{plan.head.inputs} inputs, {plan.head.outputs} classes, dropout {rate(plan.head.dropout)}"),
         ("computed", f"on {runtime.device} in {runtime.precision}; cache {runtime.cache}"),
+        ("spread over", phase_words.cluster(plan)),
         ("never trained", compressed(plan.never_trained, plan.model)),
     )
     return table

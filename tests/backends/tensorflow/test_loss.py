@@ -77,3 +77,21 @@ def test_a_batch_of_one_and_one_class_alone():
     logits, labels = batch()
     alone = np.full_like(labels, 2)
     assert ours(logits, alone, WEIGHTS, 0.0)[0] == pytest.approx(float(ours(logits, alone, None, 0.0)[0]))  # its weight divides itself
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_parts_of_a_batch_each_with_its_share_make_the_whole(smoothing):
+    """As workers compute it: each divides by the whole batch's weights, times the part of its rows that it has."""
+    logits, labels = batch(11)
+    pieces = (slice(0, 6), slice(6, 8), slice(8, 11))
+    for weights in (None, WEIGHTS):
+        chosen = None if weights is None else tf.constant(weights)
+        total = 0.0
+        for piece in pieces:
+            share = len(labels[piece]) / 11
+            weighed = None if weights is None else weights[labels].sum() * share
+            part = cross_entropy(
+                tf.constant(logits[piece]), tf.constant(labels[piece]), class_weights=chosen, label_smoothing=smoothing, total=weighed
+            )
+            total += share * float(part)
+        assert total == pytest.approx(float(torchs(logits, labels, weights, smoothing)[0]), rel=1e-12)

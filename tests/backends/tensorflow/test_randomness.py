@@ -121,6 +121,11 @@ def test_seeds():
     assert randomness.seeds(3, 1, 20, n_steps=2, n_generators=0).shape == (2, 0, 2)
 
 
+def test_parts_of_a_batch_have_seeds_of_their_own():
+    made = [randomness.seeds(3, 1, 20, part=part, n_steps=1, n_generators=4) for part in (None, 0, 1, 2)]
+    assert len(np.unique(made)) == 4 * 4 * 2
+
+
 def test_draws_are_spread_evenly_over_steps():
     """Seeds of steps in a row must not give dropout that is alike."""
     x, entry = keras.layers.Dropout(0.5), keras.Input((6,))

@@ -21,6 +21,7 @@ from xfer.backends.tensorflow import hardware  # noqa: E402
 from xfer.backends.tensorflow.describe import describe  # noqa: E402
 from xfer.backends.tensorflow.graph import flatten, named_variables  # noqa: E402
 from xfer.backends.tensorflow.network import WEIGHTS_FILE, TensorflowNetwork  # noqa: E402
+from xfer.backends.tensorflow.team import DeviceTeam, join  # noqa: E402
 from xfer.plan.model_map import ModelMap  # noqa: E402
 from xfer.plan.plan import Plan  # noqa: E402
 from xfer.sources.keras_weights import put  # noqa: E402
@@ -34,8 +35,17 @@ class TensorflowBackend:
 
     name = "tensorflow"
 
+    def __init__(self) -> None:
+        self.team: DeviceTeam | None = None
+
     def versions(self) -> dict[str, str]:
         return installed(LIBRARIES)
+
+    def join(self, rank: int, size: int, *, device: str = "auto", threads: int | None = None) -> DeviceTeam:
+        """Make this process one of those that train together; waits for the others. Before anything else is computed in it, with TF_CONFIG
+        set. Networks that are built afterwards belong to the team. Each needs a GPU of its own, or none."""
+        self.team = join(rank, size, device=device, threads=threads)
+        return self.team
 
     def device(self, wanted: str) -> Device:
         return hardware.find(wanted)
@@ -51,11 +61,11 @@ class TensorflowBackend:
         inside = getattr(source, "brings_weights", False) and weights.kind == "tag"
         if weights.kind != "none" and not inside:
             put(base, named_variables(flat), plan.source, model_map=plan.model)
-        return TensorflowNetwork(plan, flat, self.device(plan.runtime.device))
+        return TensorflowNetwork(plan, flat, self.device(plan.runtime.device), team=self.team)
 
     def load(self, plan: Plan, folder: Path) -> TensorflowNetwork:
         _, flat = self._bare(plan, plugins.load(plan.source.target)(), threads=None)
-        network = TensorflowNetwork(plan, flat, self.device(plan.runtime.device))
+        network = TensorflowNetwork(plan, flat, self.device(plan.runtime.device), team=self.team)
         saved = load_file(folder / WEIGHTS_FILE)
         network.load_tensors({name: value for name, value in saved.items() if name in network.named})
         return network

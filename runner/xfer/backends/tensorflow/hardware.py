@@ -42,6 +42,17 @@ def n_threads() -> int:
     return int(tf.config.threading.get_intra_op_parallelism_threads()) or available
 
 
+def use_one_card(wanted: str) -> None:
+    """Before the first computation of a worker: it computes on the first of the cards that it was given, on none where a run is to be
+    on the CPU. Raises UsageError for a card by its number: each worker has cards of its own."""
+    if wanted.partition(":")[2]:
+        raise UsageError(
+            f"runtime.device: '{wanted}' is a card of one machine, and every worker is given its own", hint="say cuda, or leave it to auto"
+        )
+    cards = tf.config.list_physical_devices("GPU")
+    tf.config.set_visible_devices(cards[:1] if wanted != "cpu" else [], "GPU")
+
+
 def prepare(threads: int | None) -> None:
     """Before the first computation of a process: as many threads as the run that is resumed had, memory of GPUs taken as it is needed,
     and operations that give the same bits each time."""

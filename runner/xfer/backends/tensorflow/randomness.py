@@ -18,11 +18,13 @@ def generators(network: Any) -> list[Any]:
     return [*found.values(), global_seed_generator()]
 
 
-def seeds(seed: int, phase: int, step: int, *, n_steps: int, n_generators: int) -> np.ndarray:
-    """uint32 [n_steps, n_generators, 2]: what each generator starts from at each of a method's steps on one batch."""
+def seeds(seed: int, phase: int, step: int, *, n_steps: int, n_generators: int, part: int | None = None) -> np.ndarray:
+    """uint32 [n_steps, n_generators, 2]: what each generator starts from at each of a method's steps on one batch. A batch that is one
+    `part` of a larger one has draws of its own, which are not those of the whole."""
+    place = () if part is None else (part,)
     made = np.zeros((n_steps, n_generators, 2), np.uint32)
     for number in range(n_steps if n_generators else 0):
-        words = np.random.SeedSequence((seed, phase, step, number)).generate_state(2 * n_generators, np.uint32)
+        words = np.random.SeedSequence((seed, phase, step, number, *place)).generate_state(2 * n_generators, np.uint32)
         made[number] = words.reshape(n_generators, 2)
     return made
 

@@ -8,33 +8,60 @@ from typing import Any
 
 import tensorflow as tf
 
+from xfer.backends.tensorflow.team import Part
+
 
 @contextlib.contextmanager
-def live(layers: Sequence[Any]) -> Iterator[None]:
+def live(layers: Sequence[Any], part: Part | None = None) -> Iterator[None]:
     """Within it these batch normalisation layers compute with the batch's own statistics and keep them, in whatever mode the layer
-    around them is called. A step's graph is traced within it; graphs that were traced outside are as they were.
+    around them is called. A step's graph is traced within it; graphs that were traced outside are as they were. Where the batch is one
+    rank's `part` of a global one, the statistics are those of the global batch, and gradients flow through them to all ranks.
 
     What is kept is what torch keeps: a running variance that follows the unbiased variance of batches (torch.nn.BatchNorm2d), where
     Keras' follows the biased one.
     """
     for layer in layers:
-        layer.call = _learning(layer, layer.call)
+        layer.call = _learning(layer, layer.call, part)
+        if part is not None:
+            layer._moments = _shared_moments(layer, part)
     try:
         yield
     finally:
         for layer in layers:
             del layer.call  # its class's own comes to the fore
+            if part is not None:
+                del layer._moments
 
 
-def _learning(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+def _learning(layer: Any, call: Callable[..., Any], part: Part | None) -> Callable[..., Any]:
     def learning(inputs: Any, training: Any = None, **given: Any) -> Any:
         before = tf.identity(layer.moving_variance.value)
         outputs = call(inputs, training=True, **given)
         if not layer.renorm and given.get("mask") is None:  # then Keras keeps something else, or counts otherwise
             after = tf.identity(layer.moving_variance.value)
             n = tf.cast(tf.size(inputs), tf.float32) / float(inputs.shape[layer.axis])  # numbers of each channel
+            n = n if part is None else n * part.growth
             added = after - before * layer.momentum  # the new value's share of the biased variance v; v n / (n - 1) = v + v / (n - 1)
             layer.moving_variance.assign(after + added / tf.maximum(n - 1, 1))
         return outputs
 
     return learning
+
+
+def _shared_moments(layer: Any, part: Part) -> Callable[..., Any]:
+    """Mean and biased variance over the rows of all ranks, by one exchange.
+
+    Each rank's own mean and variance are exchanged (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation
+    2.1): sums of squares would lose the variance where the mean is large.
+    """
+
+    def moments(inputs: Any, mask: Any) -> tuple[Any, Any]:
+        own = type(layer)._moments(layer, inputs, mask)
+        weight = part.share if mask is None else part.share * part.growth * tf.reduce_sum(tf.cast(mask, tf.float32))
+        found = part.all(tf.stack([*own, tf.fill(tf.shape(own[0]), weight)]))
+        means, variances, weights = tf.unstack(found, 3, axis=1)
+        shares = weights / tf.reduce_sum(weights, 0)
+        mean = tf.reduce_sum(shares * means, 0)
+        return mean, tf.reduce_sum(shares * (variances + tf.square(means - mean)), 0)
+
+    return moments

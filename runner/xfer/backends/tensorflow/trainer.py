@@ -20,6 +20,7 @@ from xfer.backends.tensorflow.optimizer import PhaseOptimizer
 from xfer.backends.tensorflow.scaler import Scaler
 from xfer.backends.tensorflow.segments import Segments
 from xfer.backends.tensorflow.statistics import live
+from xfer.backends.tensorflow.team import PLACE, DeviceTeam, Part, place_of
 from xfer.ops.schedules import decay_at
 from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
@@ -31,10 +32,20 @@ Fed = dict[str, Any]  # one batch, or a chunk of them, as tensors
 
 
 class Trainer:
-    """Trains what the phase says; everything else in the network is as it was, to the bit."""
+    """Trains what the phase says; everything else in the network is as it was, to the bit. With a `team` each batch is this rank's part of
+    a global one, and every update is that of the global batch: the same on all ranks."""
 
-    def __init__(self, parts: Assembly, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        self.parts, self.phase = parts, phase
+    def __init__(
+        self,
+        parts: Assembly,
+        phase: PhasePlan,
+        *,
+        steps_per_epoch: int,
+        class_weights: np.ndarray | None,
+        team: DeviceTeam | None = None,
+    ) -> None:
+        self.parts, self.phase, self.team = parts, phase, team
+        self.weights = class_weights
         self.class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self.steps = parts.method.steps()
         network, group_of = parts.segments.network, parts.segments.group_of
@@ -78,7 +89,8 @@ class Trainer:
     def _signature(self) -> Fed:
         """One batch's tensors. Its size is left open, so that the last, smaller one needs no graph of its own."""
         place, width = self.phase.input, sum(self.parts.head.widths) if self.parts.head.dropout else 0
-        return {
+        together = {} if self.team is None else {name: tf.TensorSpec([], tf.float32) for name in PLACE}
+        return together | {
             "inputs": tf.TensorSpec([None, *place.shape], place.dtype),
             "labels": tf.TensorSpec([None], tf.int64),
             "masks": tf.TensorSpec([None, width], tf.float32),
@@ -106,15 +118,16 @@ class Trainer:
         record = StepRecord()
         step = first_step
         with tf.device(self.parts.place):
-            for chunk in chunks(batches, CHUNK_BATCHES if self.only_head else 1):
+            looped = self.only_head and self.team is None
+            for chunk in chunks(batches, CHUNK_BATCHES if looped else 1):
                 fed = self._fed(chunk, epoch=epoch, step=step, scale=scale)
-                if not self.only_head:
+                if not looped:
                     losses, correct = (value[None] for value in self._one({name: value[0] for name, value in fed.items()}))
                 else:
                     losses, correct = self._many(fed)
                 record.losses += losses.numpy().astype(np.float64).tolist()
                 record.correct += correct.numpy().tolist()
-                record.counts += [len(batch.labels) for batch in chunk]
+                record.counts += [batch.total for batch in chunk]
                 step += len(chunk)
         refuse_divergence(record, self.phase, epoch=epoch)
         return record
@@ -126,10 +139,17 @@ class Trainer:
         inputs = np.stack([batch.inputs for batch in chunk]) if len(chunk) > 1 else chunk[0].inputs[None]
         masks = [parts.head.masks(batch.rows, phase=phase.index, epoch=epoch) for batch in chunk]
         drawn = [
-            randomness.seeds(parts.plan.seed, phase.index, number, n_steps=len(self.steps), n_generators=len(self.generators))
-            for number in numbers
+            randomness.seeds(
+                parts.plan.seed,
+                phase.index,
+                number,
+                part=None if self.team is None or len(batch.labels) == batch.total else self.team.rank,
+                n_steps=len(self.steps),
+                n_generators=len(self.generators),
+            )
+            for number, batch in zip(numbers, chunk, strict=True)
         ]
-        return {
+        return self._together(chunk) | {
             "inputs": parts.tensor(inputs, str(inputs.dtype)),
             "labels": tf.constant(np.stack([batch.labels for batch in chunk]), tf.int64),
             "masks": tf.constant(np.stack(masks)),
@@ -138,6 +158,13 @@ class Trainer:
             "weight": tf.constant([1 - decay_at(decay, number) for number in numbers], tf.float32),
             "seeds": tf.constant(np.stack(drawn)),
         }
+
+    def _together(self, chunk: list[Batch]) -> Fed:
+        """What these batches are of their global ones; nothing where they are whole."""
+        if self.team is None:
+            return {}
+        places = [place_of(batch, self.weights) for batch in chunk]
+        return {name: tf.constant([place[name] for place in places], tf.float32) for name in PLACE}
 
     def _loop(self, fed: Fed) -> tuple[Any, Any]:
         """The steps of a chunk in turn: (losses float32 [k], correct int64 [k])."""
@@ -164,17 +191,34 @@ class Trainer:
                 tape.watch(list(watched.values()))
                 look = self._look(fed)
                 loss = each.loss(look)
-                scaled = self.scaler.scaled(loss)
-            if watched:  # else nothing of what the step names may train in this phase
-                found = tape.gradient(scaled, watched)
-                self._update({name: gradient for name, gradient in found.items() if gradient is not None}, fed["rate"])
-            if first is None:
-                hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(look.logits, axis=1), fed["labels"]), tf.int64))
-                first = tf.cast(loss, tf.float32), hits
+                scaled = self.scaler.scaled(loss if self.team is None else loss * tf.cast(fed["share"], loss.dtype))
+            found = tape.gradient(scaled, watched) if watched else {}  # none where nothing of what the step names may train in this phase
+            gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+            if self.team is None:  # the order in which a graph is written decides how it rounds: resumed runs keep theirs
+                self._update(gradients, fed["rate"])
+                first = first or self._told(look, loss)
+            else:
+                gradients, told = self._exchanged(self.team, gradients, self._told(look, loss), fed)
+                self._update(gradients, fed["rate"])
+                first = first or told
         if self.average is not None:
             self.average.update(fed["weight"])
         assert first is not None
         return first
+
+    def _told(self, look: Look, loss: Any) -> tuple[Any, Any]:
+        hits = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(look.logits, axis=1), look.labels), tf.int64))
+        return tf.cast(loss, tf.float32), hits
+
+    def _exchanged(
+        self, team: DeviceTeam, gradients: dict[str, Any], told: tuple[Any, Any], fed: Fed
+    ) -> tuple[dict[str, Any], tuple[Any, Any]]:
+        """The global batch's gradients (each rank's are of its share of the loss), loss and number of hits, by one exchange. Rows that
+        every rank computes count once."""
+        mine = [fed["share"] * told[0], fed["share"] * fed["growth"] * tf.cast(told[1], tf.float32)]
+        dense = [tf.ensure_shape(tf.convert_to_tensor(gradient), self.variables[name].shape) for name, gradient in gradients.items()]
+        loss, hits, *summed = team.totals(mine + dense)
+        return dict(zip(gradients, summed, strict=True)), (loss, tf.cast(tf.round(hits), tf.int64))
 
     def _update(self, gradients: dict[str, Any], rate: Any) -> None:
         if not gradients:
@@ -191,7 +235,8 @@ class Trainer:
         return tf.constant(1)
 
     def _look(self, fed: Fed) -> Look:
-        with live(self.learning):
+        part = None if self.team is None else Part(self.team, fed["share"], fed["growth"])
+        with live(self.learning, part):
             computed = self._compute(fed, self.chain, self.mode, fed["masks"])
         return Look(
             fed["labels"],
@@ -199,12 +244,12 @@ class Trainer:
             progress=fed["progress"],
             tensors=self.tensors,
             teach=lambda: self._teach(fed),
-            cross_entropy=self._cross_entropy,
+            cross_entropy=lambda logits, labels: self._cross_entropy(logits, labels, total=fed.get("labels_weigh")),
         )
 
-    def _cross_entropy(self, logits: Any, labels: Any) -> Any:
+    def _cross_entropy(self, logits: Any, labels: Any, *, total: Any | None) -> Any:
         smoothing = self.phase.optimizer.label_smoothing
-        return cross_entropy(logits, labels, class_weights=self.class_weights, label_smoothing=smoothing)
+        return cross_entropy(logits, labels, class_weights=self.class_weights, label_smoothing=smoothing, total=total)
 
     def _compute(self, fed: Fed, chain: Chain, mode: Mode | bool, masks: Any | None) -> Computed:
         parts, taps = self.parts, {}

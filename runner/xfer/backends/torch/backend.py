@@ -14,6 +14,7 @@ from xfer.backends.torch import allocator, hardware
 from xfer.backends.torch.blueprint import blueprint
 from xfer.backends.torch.describe import describe
 from xfer.backends.torch.network import WEIGHTS_FILE, TorchNetwork
+from xfer.backends.torch.team import TorchTeam
 from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import Plan, SourcePlan
 from xfer.sources.source import Source
@@ -26,6 +27,14 @@ class TorchBackend:
     """Implements `xfer.backends.backend.Backend`."""
 
     name = "torch"
+
+    def __init__(self) -> None:
+        self.team: TorchTeam | None = None
+
+    def join(self, rank: int, size: int, *, device: str = "auto", threads: int | None = None) -> TorchTeam:
+        hardware.set_threads(threads)
+        self.team = TorchTeam(rank, size, device=self.device(device).name)
+        return self.team
 
     def versions(self) -> dict[str, str]:
         return installed(LIBRARIES)
@@ -44,7 +53,7 @@ class TorchBackend:
             state = OrderedDict(load(plan.source, model_map=plan.model, order=list(own)))
             state._metadata = own._metadata  # type: ignore[attr-defined]  # MNASNet asks it for the layout's version
             base.load_state_dict(state, strict=False)
-        return TorchNetwork(plan, base, self.device(plan.runtime.device))
+        return TorchNetwork(plan, base, self.device(plan.runtime.device), team=self.team)
 
     def load(self, plan: Plan, folder: Path) -> TorchNetwork:
         network = TorchNetwork(

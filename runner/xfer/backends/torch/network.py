@@ -17,6 +17,7 @@ from xfer.backends.phased import PhasedNetwork
 from xfer.backends.torch.assembly import Assembly
 from xfer.backends.torch.hardware import threads
 from xfer.backends.torch.head import pool
+from xfer.backends.torch.team import TorchTeam
 from xfer.backends.torch.trainer import Trainer, small_threads
 from xfer.plan.plan import PhasePlan, Plan
 
@@ -26,13 +27,16 @@ WEIGHTS_FILE = "weights.safetensors"
 class TorchNetwork(PhasedNetwork[Assembly]):
     """Implements `xfer.backends.backend.Network`."""
 
-    def __init__(self, plan: Plan, base: nn.Module, device: Device) -> None:
+    def __init__(self, plan: Plan, base: nn.Module, device: Device, *, team: TorchTeam | None = None) -> None:
         super().__init__(Assembly(plan, base, device))
+        self.team = team
         self.named = self.parts.named
         self._threads = torch.get_num_threads()
 
-    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> Trainer:
-        return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights)
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool) -> Trainer:
+        assert self.team is not None or not together, "training together needs a team: Backend.join comes first"
+        team = self.team if together else None
+        return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, team=team)
 
     # frozen computation
 

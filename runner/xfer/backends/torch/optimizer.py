@@ -39,11 +39,20 @@ class PhaseOptimizer:
                 scaler.unscale_(self.optimizer)  # type: ignore[union-attr]
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.clip_norm)
         if scaled:
+            self._first_momenta()
             scaler.step(self.optimizer)  # type: ignore[union-attr]
             scaler.update()  # type: ignore[union-attr]
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _first_momenta(self) -> None:
+        """Zeros where SGD has no momentum yet: its fused step makes them of memory as it is, and leaves them so where the scaler skips
+        the step. From zeros, the first step that is taken gives what it would have given."""
+        if self.plan.name == "sgd" and self.plan.momentum:
+            for parameter in self.parameters.values():
+                if parameter.grad is not None and self.optimizer.state[parameter].get("momentum_buffer") is None:
+                    self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def state(self) -> dict[str, np.ndarray]:
         """`<tensor name>/<field>` to array, for tensors that have been updated."""

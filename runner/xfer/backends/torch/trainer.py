@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,6 +19,8 @@ from xfer.backends.torch.hardware import threads
 from xfer.backends.torch.modes import trained_batch_norms, training_modes
 from xfer.backends.torch.optimizer import PhaseOptimizer
 from xfer.backends.torch.segments import Segments
+from xfer.backends.torch.shared_statistics import SharedStatistics
+from xfer.backends.torch.team import TorchTeam
 from xfer.methods.method import EVERYTHING, Step
 from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
@@ -29,9 +32,19 @@ Chain = list[tuple[tuple[str, ...], nn.Module]]  # modules in order, each with t
 class Trainer:
     """Trains what the phase says; everything else in the network is as it was, to the bit."""
 
-    def __init__(self, parts: Assembly, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None) -> None:
-        self.parts, self.phase = parts, phase
+    def __init__(
+        self,
+        parts: Assembly,
+        phase: PhasePlan,
+        *,
+        steps_per_epoch: int,
+        class_weights: np.ndarray | None,
+        team: TorchTeam | None = None,
+    ) -> None:
+        """With a `team`, batches are parts of global ones, and gradients are exchanged at each step."""
+        self.parts, self.phase, self.team = parts, phase, team
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).float().to(parts.device)
+        self._class_weights_on_host = class_weights if class_weights is not None else np.ones(0, np.float32)
         self.steps = parts.method.steps()
         trainable = set(phase.trainable)
         self.parameters: dict[str, nn.Parameter] = {}
@@ -49,6 +62,7 @@ class Trainer:
         self.updated = [self._updated(step) for step in self.steps]
         self.tensors = self._tensors()
         self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
+        self.learns_statistics = bool(self._batch_norms()) or parts.plan.method.rewrites_statistics
         self._momenta = [(module, module.momentum) for module in self._batch_norms()]
         if phase.optimizer.norm_momentum is not None:
             for module, _ in self._momenta:
@@ -101,20 +115,18 @@ class Trainer:
                 loss, hits = self._batch(batch, epoch=epoch, step=step, scale=scale)
                 losses.append(loss)
                 correct.append(hits)
-                record.counts.append(len(batch.labels))
+                record.counts.append(batch.total)
         torch.set_rng_state(random)
         if losses:
             record.losses = torch.stack(losses).double().tolist()
-            record.correct = torch.stack(correct).tolist()
+            record.correct = torch.stack(correct).round().long().tolist()
         refuse_divergence(record, self.phase, epoch=epoch)
         return record
 
     def _train_mode(self) -> None:
         parts, phase = self.parts, self.phase
         pieces = nn.ModuleList(piece for _, piece in self.chain)
-        training_modes(
-            parts.segments, pieces, parts.owner, phase.train, norm=phase.norm, statistics=parts.plan.method.rewrites_statistics
-        )
+        training_modes(parts.segments, pieces, parts.owner, phase.train, norm=phase.norm, statistics=parts.plan.method.rewrites_statistics)
 
     def _batch(self, batch: Batch, *, epoch: int, step: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, number of correct predictions) as the first of the method's steps sees them."""
@@ -123,38 +135,69 @@ class Trainer:
         masks = self.parts.head.masks(batch.rows, phase=self.phase.index, epoch=epoch)
         first: tuple[torch.Tensor, torch.Tensor] | None = None
         for number, (each, updated) in enumerate(zip(self.steps, self.updated, strict=True)):
-            self._seed(step, number)
-            look = self._look(x, labels, masks, step)
-            loss = each.loss(look)
+            self._seed(step, number, batch)
+            with self._shared_statistics(batch):
+                look = self._look(x, labels, masks, step, weights_sum=self._weights_sum(batch))
+                loss = each.loss(look)
+            told = loss.detach(), (look.logits.detach().argmax(1) == labels).sum()
+            if self.team is not None:
+                told = told[0] * batch.share, told[1] * batch.row_weight
             if updated is None or updated:  # nothing of what it names may train in this phase
-                self.scaler.scale(loss).backward(inputs=updated)
+                self.scaler.scale(loss if self.team is None else loss * batch.share).backward(inputs=updated)
+                self._exchange(told)
                 self.optimizer.step(step, scale=scale, scaler=self.scaler)
-            first = first or (loss.detach(), (look.logits.detach().argmax(1) == labels).sum())
+            else:
+                self._exchange(told)
+            first = first or told
         if self.average is not None:
             self.average.update(step)
         assert first is not None
         return first
 
-    def _seed(self, step: int, number: int) -> None:
+    def _seed(self, step: int, number: int, batch: Batch) -> None:
         """Dropout inside the network is drawn anew from (seed, phase, step), never from how often something was drawn before."""
         if isinstance(self.suffix, nn.Identity):
             return  # nothing in it is random; the head's masks are keyed by image
-        words = np.random.SeedSequence((self.parts.plan.seed, self.phase.index, step, number)).generate_state(1, np.uint64)
+        parted = self.team is not None and len(batch.labels) < batch.total  # each rank draws for its own rows
+        key = (self.parts.plan.seed, self.phase.index, step, number) + ((self.team.rank,) if parted and self.team else ())
+        words = np.random.SeedSequence(key).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
 
-    def _look(self, x: torch.Tensor, labels: torch.Tensor, masks: list[torch.Tensor] | None, step: int) -> Look:
+    def _exchange(self, told: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """In a team: gradients, loss and hits become the sums over the ranks."""
+        if self.team is not None:
+            gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+            self.team.sum_together([*gradients, *told])
+
+    def _shared_statistics(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
+        learns = self.team is not None and self.learns_statistics
+        return SharedStatistics(self.team, batch.row_weight) if learns and self.team else contextlib.nullcontext()
+
+    def _weights_sum(self, batch: Batch) -> float | None:
+        """What the sum of the rows' class weights is divided by where a batch is spread: the global batch's sum of them, of which this
+        rank's loss, weighted by its share, holds the part of its rows."""
+        if self.team is None or self.class_weights is None or batch.labels_all is None:
+            return None
+        return float(self._class_weights_on_host[batch.labels_all].sum()) * len(batch.labels) / batch.total
+
+    def _look(
+        self, x: torch.Tensor, labels: torch.Tensor, masks: list[torch.Tensor] | None, step: int, *, weights_sum: float | None
+    ) -> Look:
         return Look(
             labels,
             self._compute(x, self.chain, masks),
             progress=step / max(1, self.optimizer.steps),
             tensors=self.tensors,
             teach=lambda: self._teach(x),
-            cross_entropy=self._cross_entropy,
+            cross_entropy=lambda logits, labels: self._cross_entropy(logits, labels, weights_sum),
         )
 
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        smoothing = self.phase.optimizer.label_smoothing
-        return functional.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=smoothing)
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, weights_sum: float | None) -> torch.Tensor:
+        smoothing, weights = self.phase.optimizer.label_smoothing, self.class_weights
+        if weights_sum is None:
+            return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        summed = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+        return summed / weights_sum
 
     def _compute(self, x: torch.Tensor, chain: Chain, masks: list[torch.Tensor] | None) -> Computed:
         taps = {}

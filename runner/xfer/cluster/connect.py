@@ -1,0 +1,126 @@
+"""A connection to Ray, quiet, and what the cluster has to have before a run is begun on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+from xfer.cluster.seats import Node, words
+from xfer.errors import MissingExtraError, UsageError
+from xfer.plan.plan import ClusterPlan
+
+LISTENER = "ray_listen_error_messages"
+QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def ray_installed() -> None:
+    """Raises MissingExtraError where Ray is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("a run over several workers needs Ray, which is not installed", hint="pip install 'xfer-runner[cluster]'")
+
+
+class WithoutRay:
+    """A text stream as it was, but for what Ray's listener thread writes to it, which goes to a file: stdout is for our own results."""
+
+    def __init__(self, stream: TextIO, file: Path) -> None:
+        self._stream, self._file = stream, file
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name != LISTENER:
+            return self._stream.write(text)
+        with self._file.open("a", encoding="utf-8") as file:
+            return file.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def connected(address: str | None, *, words: Path) -> Iterator[str]:
+    """Within it this process speaks with the Ray at `address` (None: one of its own on this machine, which ends with it; 'auto': the one
+    that this machine is part of); yields the folder of its logs on this machine. What Ray would print goes to the file `words`. Raises
+    UsageError where none answers."""
+    with redirect_stdout(WithoutRay(sys.stdout, words)), _connected(address) as logs:  # type: ignore[type-var]
+        yield logs
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[str]:
+    ray_installed()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a Ray of its own, on the loopback: no token is left in the home folder
+    import ray
+
+    if ray.is_initialized():  # someone else's: a test's, or a program's that uses xfer as a library
+        yield _logs()
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            namespace="xfer",
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"cluster.address: no Ray answers at '{address}': {str(error).splitlines()[0]}",
+            hint="is its head up (ray start --head), and the address host:port of its GCS, or 'auto' on one of its nodes? "
+            "A cluster with tokens needs RAY_AUTH_MODE=token here",
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():  # Ray puts its own in their place, which end the process where ours save and stop
+            signal.signal(number, handler)
+    try:
+        yield _logs()
+    finally:
+        ray.shutdown()
+
+
+def _logs() -> str:
+    from ray._private import worker
+
+    node = worker._global_node
+    return str(node.get_logs_dir_path()) if node is not None else "the cluster's nodes, /tmp/ray/session_latest/logs"
+
+
+def share(nodes: Sequence[Node], cluster: ClusterPlan) -> tuple[float, float]:
+    """(CPUs, GPUs) that each worker is given: as many CPUs as all of the workers can have alike. Raises UsageError, with what is there
+    and what was asked, where the fewest workers that the recipe allows don't fit: Ray would wait for ever."""
+    fewest, most = cluster.workers
+    gpus = cluster.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+    for workers in (most, fewest):
+        sizes = sorted({float(int(node.cpus // n)) for node in nodes for n in range(1, workers + 1) if node.cpus // n >= 1}, reverse=True)
+        for cpus in sizes:
+            if sum(room(node, cpus, gpus) for node in nodes) >= workers:
+                return cpus, gpus
+    there = ", ".join(f"{node.label} {words(node.cpus, node.gpus)}" for node in nodes) or "no node"
+    raise UsageError(
+        f"cluster.workers: {fewest} {'worker' if fewest == 1 else 'workers'} with {words(1, gpus)} each were asked for, "
+        f"and the cluster has: {there}",
+        hint="ask for fewer (cluster.workers, cluster.gpus_per_worker), or give the cluster more nodes",
+    )
+
+
+def room(node: Node, cpus: float, gpus: float) -> int:
+    """How many workers of that size a node holds.
+
+    >>> room(Node("1", "a", 8.0, 2.0), 2.0, 1.0), room(Node("1", "a", 8.0, 0.0), 3.0, 0.0)
+    (2, 2)
+    """
+    by_cpus = int(node.cpus // cpus)
+    return min(by_cpus, int(node.gpus / gpus + 1e-9)) if gpus else by_cpus

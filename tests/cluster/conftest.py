@@ -1,0 +1,175 @@
+"""Rays for the tests of this folder: each is started once, by the first test that needs it, and tests connect to it in turn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xfer.compile.compiler import compile_plan
+from xfer.plan.plan import Plan
+from xfer.recipe.loader import read
+
+RECIPE = """
+name: stripes
+source: {model: torchvision/squeezenet1_1, weights: none, preprocess: {resize: 64, crop: 64}}
+target: {dataset: folder, path: %(data)s, image_size: 64, batch_size: 8, max_bad: 0.1, splits: {val: 0.2, test: 0.2}}
+transfer: {type: feature}
+freeze:
+  - {train: head, epochs: 2}
+optimizer: {name: adamw, lr: 3e-2}
+runtime: {cache: %(cache)s, precision: float32, device: cpu}
+"""
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # nothing is written to the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@contextmanager
+def ray_environment() -> Iterator[None]:
+    """Only while a Ray of this folder is started or used: other tests have settings of their own."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass
+class Nodes:
+    """A Ray of several nodes on this machine, each a raylet of its own with XFER_CACHE of its own (`caches`, the head's first)."""
+
+    cluster: Any
+    caches: list[Path] = field(default_factory=list)
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self, cache: Path, *, cpus: int = 1, **resources: float) -> Any:
+        """Another node; the first is the head."""
+        cache.mkdir(parents=True, exist_ok=True)
+        with ray_environment():
+            node = self.cluster.add_node(
+                num_cpus=cpus,
+                resources=resources,
+                include_dashboard=False,
+                object_store_memory=80 * 2**20,
+                env_vars={"XFER_CACHE": str(cache), **ENVIRONMENT},
+            )
+        self.nodes.append(node)
+        self.caches.append(cache)
+        return node
+
+    def forget(self) -> None:
+        """Clears the caches of what other tests left there."""
+        for cache in self.caches:
+            shutil.rmtree(cache / "features", ignore_errors=True)
+
+    @contextmanager
+    def connected(self) -> Iterator[Nodes]:
+        import ray
+
+        with ray_environment():
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                yield self
+            finally:
+                ray.shutdown()
+
+
+@contextmanager
+def started(*caches: Path, cpus: int) -> Iterator[Nodes]:
+    """A Ray with so many nodes, of `cpus` processors each (no more than words: they share this machine's)."""
+    from ray.cluster_utils import Cluster
+
+    with ray_environment():
+        nodes = Nodes(Cluster(shutdown_at_exit=True))
+    try:
+        for cache in caches:
+            nodes.add(cache, cpus=cpus)
+        yield nodes
+    finally:
+        with ray_environment():
+            nodes.cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def start_nodes() -> Callable[..., Any]:
+    """Starts a Ray of its own for a test that kills nodes."""
+    return started
+
+
+@pytest.fixture(scope="session")
+def _one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with started(tmp_path_factory.mktemp("node"), cpus=2) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def _two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    with started(tmp_path_factory.mktemp("head"), tmp_path_factory.mktemp("second"), cpus=1) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def one_node(_one_node: Nodes) -> Iterator[Nodes]:
+    """Connected to a Ray with one node of two processors, and an empty cache. Actors and jobs end with the test."""
+    _one_node.forget()
+    with _one_node.connected():
+        yield _one_node
+
+
+@pytest.fixture
+def two_nodes(_two_nodes: Nodes) -> Iterator[Nodes]:
+    """Connected to a Ray with two nodes, each of one processor and with an empty cache of its own."""
+    _two_nodes.forget()
+    with _two_nodes.connected():
+        yield _two_nodes
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 images of two classes in a folder, of which two can't be read."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label, name in enumerate(("blue", "red")):
+        (folder / name).mkdir()
+        for index in range(50):
+            pixels = generator.integers(0, 120, size=(48, 56, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            Image.fromarray(pixels).save(folder / name / f"{index:03d}.png")
+    for broken in ("blue/007.png", "red/031.png"):
+        (folder / broken).write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def make_plan(pictures: Path, tmp_path: Path) -> Callable[..., Plan]:
+    """The plan of a recipe over `pictures` with overrides, in shards of ten rows; its cache is a folder of the test."""
+
+    def make(*overrides: str, shard_rows: int = 10, batch: int = 8) -> Plan:
+        recipe = tmp_path / "stripes.yaml"
+        recipe.write_text(RECIPE % {"data": pictures, "cache": tmp_path / "cache"})
+        plan = compile_plan(read(recipe, overrides))
+        runtime = plan.runtime.model_copy(update={"shard_rows": shard_rows, "extraction_batch": batch})
+        return plan.model_copy(update={"runtime": runtime})
+
+    return make

@@ -1,0 +1,236 @@
+"""The place that all nodes see: whole files or none, clear words, no credentials in them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+import sys
+import threading
+import time
+import types
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from xfer.cluster import storage as module
+from xfer.cluster.storage import Storage, require_shared
+from xfer.errors import DiskFullError, StoreError, UsageError
+
+EVERYWHERE = "it must be a folder that every node sees and may write to, or a URL whose credentials every node has"
+
+
+@pytest.fixture(params=["path", "file://", "memory://"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """A folder, the same as a URL, and an object store (in memory)."""
+    if request.param == "path":
+        return Storage.of(str(tmp_path / "shared"))
+    if request.param == "file://":
+        return Storage.of(f"file://{tmp_path}/shared")
+    return Storage.of(f"memory://bucket-{uuid.uuid4().hex}/xfer")
+
+
+def test_files_come_back(storage, tmp_path):
+    storage.probe()
+    place = storage.inside("store", "ab")
+    assert place.sizes() == {}
+    assert place.read("x") is None
+    assert not place.get("x", tmp_path / "copy")
+    place.write("x", b"0123456789")
+    (tmp_path / "local").write_bytes(b"abc")
+    place.put(tmp_path / "local", "y")
+    assert place.sizes() == {"x": 10, "y": 3}
+    assert (place.read("x"), place.read("x", start=7)) == (b"0123456789", b"789")
+    place.write("x", b"new")
+    assert place.read("x") == b"new"
+    assert place.get("y", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"abc"
+    assert storage.inside("store").sizes() == {}  # what lies deeper is not listed
+    place.delete("x")
+    place.delete("x")
+    assert place.sizes() == {"y": 3}
+    again = pickle.loads(pickle.dumps(place))
+    assert (again, again.sizes()) == (place, {"y": 3})
+
+
+def test_names_with_a_folder_and_names_with_a_dot(storage):
+    storage.write("checkpoints/1/state", b"s")
+    storage.write(".list", b"l")
+    assert storage.sizes() == {}
+    assert storage.inside("checkpoints", "1").sizes() == {"state": 1}
+    assert storage.read(".list") == b"l"
+
+
+def test_a_reader_sees_whole_files_only(tmp_path):
+    """While one thread replaces a file again and again, what another reads is always one of the two contents."""
+    storage, contents = Storage.of(str(tmp_path)), {b"a" * 300_000, b"b" * 500_000}
+    storage.write("x", b"a" * 300_000)
+    done = threading.Event()
+
+    def replace() -> None:
+        for _ in range(60):
+            for content in contents:
+                storage.write("x", content)
+        done.set()
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    while not done.is_set():
+        assert storage.read("x") in contents
+        assert set(storage.sizes()) == {"x"}
+    writer.join()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_leftovers_of_killed_writers_go(tmp_path):
+    old, new = tmp_path / ".x.aa.tmp", tmp_path / ".x.bb.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    Storage.of(f"file://{tmp_path}").write("y", b"y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.bb.tmp", "y"]
+
+
+def test_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Storage.of("shared") == Storage(str(tmp_path / "shared"))
+    assert Storage.of("~/shared") == Storage(str(Path.home() / "shared"))
+    assert not Storage.of("shared").is_url
+    assert Storage.of("shared").inside("runs").path == tmp_path / "shared" / "runs"
+    assert Storage.of("s3://bucket/xfer/") == Storage("s3://bucket/xfer")
+    assert Storage.of("s3://bucket/xfer").is_url
+    assert Storage.of(f"file://{tmp_path}").is_url
+    assert str(Storage.of("s3://bucket/x?endpoint_override=h:9").inside("store")) == "s3://bucket/x/store?…"
+
+
+@pytest.mark.parametrize(
+    ("location", "message", "hint"),
+    [
+        ("", "cluster.storage: the location is empty", EVERYWHERE),
+        ("https://host/x", "cluster.storage: https://host/x: nothing here writes to 'https://'", EVERYWHERE),
+        ("s4://bucket", "cluster.storage: s4://bucket: nothing here writes to 's4://'", EVERYWHERE),
+        (
+            "s3://key:hush@bucket/x",
+            "cluster.storage: s3://bucket/x is written with a password, and a bundle keeps what it was made with",
+            "leave it out: storage libraries find credentials in the environment or in their own settings",
+        ),
+        (
+            "s3://bucket/x?secret_key=hush",
+            "cluster.storage: s3://bucket/x?… is written with a signed query, and a bundle keeps what it was made with",
+            "leave it out: storage libraries find credentials in the environment or in their own settings",
+        ),
+    ],
+)
+def test_places_that_are_refused(location, message, hint):
+    with pytest.raises(UsageError) as caught:
+        Storage.of(location)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    storage = Storage.of(str(tmp_path / "file" / "shared"))
+    with pytest.raises(UsageError) as caught:
+        storage.probe()
+    name = caught.value.message.split()[2]
+    assert name.startswith(".mark-")
+    assert caught.value.message == f"cluster.storage: {tmp_path}/file/shared: {name} can't be written: Not a directory"
+    assert caught.value.hint == EVERYWHERE
+
+
+def test_a_driver_that_is_not_installed():
+    """pyarrow speaks s3 and gs by itself; for others fsspec says which package is missing."""
+    with pytest.raises(UsageError, match=r"^cluster.storage: oss://bucket/x: \.mark-\w+ can't be written: Install ossfs") as caught:
+        Storage.of("oss://bucket/x").probe()
+    assert caught.value.hint == "install it on every node"
+
+
+def test_the_libraries_words_without_secrets(monkeypatch):
+    """botocore's errors are no OSErrors, and gcsfs' neither; an address in them is cut."""
+    fake = types.ModuleType("botocore.exceptions")
+    fake.ClientError = type("ClientError", (Exception,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", fake)
+    location = "memory://bucket/x?account=hush"
+
+    def refuse(*arguments: object) -> None:
+        raise fake.ClientError(f"Forbidden: PUT {location}\nTraceback …")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(module, "driver", lambda location: types.SimpleNamespace(put=refuse))
+    with pytest.raises(StoreError) as caught:
+        Storage(location).write("y", b"")
+    assert caught.value.message == "cluster.storage: memory://bucket/x?…: y can't be written: Forbidden: PUT memory://bucket/x?…"
+    assert "hush" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_no_room(tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = Storage.of(str(tmp_path))
+    storage.write("x", b"x")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFullError) as caught:
+        storage.write("x", b"xx")
+    assert (caught.value.message, caught.value.hint) == (
+        f"cluster.storage: {tmp_path}: x can't be written: no room left",
+        "make room, then start it again",
+    )
+    with pytest.raises(DiskFullError, match=r"x can't be copied to .*: no room left, .* are free on the disk of"):
+        storage.get("x", tmp_path / "copy")
+    assert storage.read("x") == b"x"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_another_place_under_the_same_name(tmp_path):
+    """What a node does that has a folder of its own where the head has a shared one."""
+    mark = Storage.of(str(tmp_path / "a")).leave_mark()
+    assert Storage.of(str(tmp_path / "a")).sees(mark)
+    assert not Storage.of(str(tmp_path / "b")).sees(mark)
+    Storage.of(str(tmp_path / "a")).remove_mark(mark)
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_what_cannot_be_read_back(monkeypatch):
+    storage = Storage.of(f"memory://bucket-{uuid.uuid4().hex}")
+    monkeypatch.setattr(module.FilesystemDriver, "read", lambda self, name, start: b"something else")
+    with pytest.raises(UsageError) as caught:
+        storage.probe()
+    assert caught.value.message == f"cluster.storage: {storage}: what was written there can't be read back"
+
+
+def test_several_nodes_need_one_place(tmp_path):
+    require_shared(None, 1)
+    require_shared(Storage.of(str(tmp_path)), 5)
+    with pytest.raises(UsageError) as caught:
+        require_shared(None, 3)
+    assert caught.value.message == (
+        "cluster.storage: it is not set, and the 3 nodes that this run would be spread over need one place for features and bundle"
+    )
+    assert caught.value.hint == (
+        "set it, or --storage, to a folder that every node sees, such as /mnt/shared/xfer, or to a URL such as s3://bucket/xfer"
+    )
+
+
+def test_pyarrow_where_fsspec_has_no_driver(tmp_path):
+    """The wrapper of pyarrow's filesystems, over its local one, does all that is asked of a driver."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import LocalFileSystem
+
+    driver = module.FilesystemDriver(ArrowFSWrapper(LocalFileSystem()), str(tmp_path / "x"), scheme="hdfs")
+    assert driver.sizes("store") == {}
+    driver.put("store/a", b"0123")
+    driver.put("store/b", Path(__file__))
+    assert driver.sizes("store") == {"a": 4, "b": Path(__file__).stat().st_size}
+    assert driver.read("store/a", 2) == b"23"
+    driver.get("store/b", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == Path(__file__).read_bytes()
+    driver.delete("store/a")
+    with pytest.raises(FileNotFoundError):
+        driver.read("store/a", 0)
+    assert set(module.ARROW_SCHEMES) <= {*fsspec.available_protocols(), "abfss"}
