@@ -85,14 +85,22 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def locally(plan: Plan, cache: Path) -> dict[str, dict[str, bytes]]:
-    """The stores' files after extraction in this process, by digest."""
-    alone = Extractor(Assignment(moved(plan, cache).model_dump_json(), None, None, os.environ.get("XFER_CACHE"), None))
-    alone.start()
-    bad: dict[int, str] = {}
-    for each in wanted(plan):
-        alone.open(each, alone.contents(), bad)
-        alone.compute([shard for shard, _ in alone.absent()])
-        bad.update(alone.bad())
+    """The stores' files after extraction in this process, by digest; with the one thread that the pool's processes have, since another
+    number of them adds in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    threads = 1 if plan.backend == "torch" else None  # TensorFlow's can't be changed any more
+    alone = Extractor(Assignment(moved(plan, cache).model_dump_json(), None, None, os.environ.get("XFER_CACHE"), threads))
+    try:
+        alone.start()
+        bad: dict[int, str] = {}
+        for each in wanted(plan):
+            alone.open(each, alone.contents(), bad)
+            alone.compute([shard for shard, _ in alone.absent()])
+            bad.update(alone.bad())
+    finally:
+        torch.set_num_threads(before)
     return stores(cache)
 
 
