@@ -29,6 +29,8 @@ from xfer.engine.reporter import Silent
 from xfer.recipe.loader import read
 chosen = (f"runtime.cache={sys.argv[2]}", "runtime.precision=float32", "runtime.device=cpu")
 plan = for_workers(compile_plan(read(Path(sys.argv[1]), chosen)))
+small = plan.runtime.model_copy(update={"shard_rows": 32})  # some hundred images would be one shard, which is one worker's
+plan = plan.model_copy(update={"runtime": small})
 with connected(None, words=Path(sys.argv[2] + ".log")):
     made = fill(plan, storage=None, actors=int(sys.argv[3]), cpus_per_actor=1.0, reporter=Silent(), stop=lambda: False)
 figures = next(iter(made.values()))

@@ -49,7 +49,7 @@ def main(model_name, weights, folder, epochs):
         with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
             images = pool.map(decoded, paths)
             for first in range(0, len(paths), 64):
-                batch = np.stack([image for image, _ in zip(images, paths[first : first + 64], strict=False)])
+                batch = np.stack([image for _, image in zip(paths[first : first + 64], images, strict=False)])
                 x = torch.from_numpy(batch).permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
                 parts.append(network(x.contiguous(memory_format=torch.channels_last)))
         features[split] = torch.cat(parts).clone()
