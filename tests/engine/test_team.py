@@ -116,11 +116,17 @@ def test_batch_normalisation_that_learns_sees_the_whole_batch(tmp_path):
 def test_every_layer(tmp_path, norm, size):
     """Class weights, label smoothing, clipping, averaged weights; batches of 32 over 3 ranks are 11, 11 and 10 images.
 
-    At ten times this rate a random network is so chaotic that two threads of one process end as far from one thread as two ranks do."""
+    With normalisation that learns, a random network is chaotic: at ten times this rate two threads of one process end as far from one
+    thread as two ranks do, and at this one the differences are some parts in a thousand."""
     optimizer = {"lr": 0.002, "clip_norm": 0.5, "class_weights": "balanced", "label_smoothing": 0.1, "average": 0.9, "schedule": "cosine"}
     phases = [{"train": "all", "epochs": 2, "norm": norm}]
     splits = {"val": 0.1, "test": 0.05}
-    compare(tmp_path, recipe(tmp_path, freeze=phases, optimizer=optimizer, target={"splits": splits}), size=size, tolerance=2e-3)
+    compare(
+        tmp_path,
+        recipe(tmp_path, freeze=phases, optimizer=optimizer, target={"splits": splits}),
+        size=size,
+        tolerance=2e-3 if norm == "frozen" else 1e-2,
+    )
 
 
 @pytest.mark.slow
