@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,8 @@ def test_two_workers_are_one_process(recipe, tmp_path, one_node, source):
 
 def test_more_than_there_is(recipe, tmp_path, one_node, capsys):
     assert run(["run", str(recipe(ON_TORCH)), "--workers", "16", "--gpus-per-worker", "1", "--out", str(tmp_path / "b")]) == 2
-    said = capsys.readouterr().err
-    assert "cluster.workers: 16 workers with 1 CPU and 1 GPU each were asked for, and the cluster has: " in said
-    assert ": 2 CPU" in said.replace(" 2 CPU", ": 2 CPU")
+    wanted = r"cluster\.workers: 16 workers with 1 CPU and 1 GPU each were asked for, and the cluster has: \S+ 2 CPU\n"
+    assert re.search(wanted, capsys.readouterr().err)
 
 
 def test_no_shared_storage(recipe, tmp_path, two_nodes, capsys):
@@ -112,7 +112,7 @@ def test_storage_that_is_no_file_system(recipe, tmp_path, one_node):
     same(tmp_path / "alone", tmp_path / "spread")
     (there,) = (storage / "runs" / "spread").iterdir()
     assert json.loads((there / "result.json").read_text())["status"] == "finished"
-    assert list((storage / "store").rglob("*.npy")) or list(storage.rglob("*.npy"))
+    assert list((storage / "store").rglob("*.npy"))
 
 
 @pytest.mark.slow

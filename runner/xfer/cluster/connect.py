@@ -17,7 +17,7 @@ from xfer.errors import MissingExtraError, UsageError
 from xfer.plan.plan import ClusterPlan
 
 LISTENER = "ray_listen_error_messages"
-QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def ray_installed() -> None:

@@ -33,13 +33,10 @@ class Desk:
         words, self._words = self._words, []
         return words
 
-    def started(self, size: int) -> bool:
-        """A group of so many workers begins; false where there is nothing left to do."""
-        if not self._over:
+    def started(self, rank: int, size: int) -> bool:
+        """A worker of a group of so many begins; false where there is nothing left to do."""
+        if rank == 0 and not self._over:
             self._starts.append(size)
-        return not self._over
-
-    def may_start(self) -> bool:
         return not self._over
 
     def finish(self, error: XferError | None = None) -> None:

@@ -158,11 +158,10 @@ class Launch:
             storage=self.storage,
             mirrored=self.mirrored,
             drivers_cache=os.environ.get(CACHE_VARIABLE),
-            environment={},
             threads=max(1, int(cpus)),
             extracted=extracted,
         )
-        config = {"orders": {**vars(orders)}, "desk": desk}
+        config = {"orders": orders, "desk": desk}
         if self.plan.backend == "tensorflow":
             from ray.train.tensorflow import TensorflowTrainer
 

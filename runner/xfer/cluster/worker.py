@@ -31,7 +31,6 @@ class Orders:
     storage: Storage | None
     mirrored: Storage | None
     drivers_cache: str | None
-    environment: dict[str, str]
     threads: int
     extracted: tuple[int, float]  # images that the pool computed for this run, and the seconds it took
 
@@ -58,19 +57,16 @@ def work(config: dict[str, Any]) -> None:
     import ray
     from ray import train
 
-    orders, desk = Orders(**config["orders"]), config["desk"]
+    orders: Orders = config["orders"]
+    desk = config["desk"]
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    if not ray.get(desk.started.remote(size) if rank == 0 else desk.may_start.remote()):
+    if not ray.get(desk.started.remote(rank, size)):
         return
-    os.environ.update(orders.environment)
     watch = Watch(desk, on_over=lambda: os._exit(1), grace=GRACE_SECONDS)
     reporter: Reporter = DeskReporter(desk) if rank == 0 else Silent()
-    notices = Notices()
     try:
-        run = prepared(orders, rank, size, reporter=reporter, watch=watch)
-        run.notice, run.extracted = notices, orders.extracted
-        run.execute()
+        prepared(orders, rank, size, reporter=reporter, watch=watch).execute()
     except XferError as error:
         ray.get(desk.finish.remote(error))
     else:
@@ -103,6 +99,8 @@ def prepared(orders: Orders, rank: int, size: int, *, reporter: Reporter, watch:
         team=team,
         backend=backend,
         open_store=opener(orders.storage, rank=rank, size=size, stop=stop),
+        notice=Notices(),
+        extracted=orders.extracted,
     )
 
 

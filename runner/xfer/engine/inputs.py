@@ -64,7 +64,7 @@ class Inputs:
         The ranks of a team do it together: each decodes a part where there is no store, else claims and computes shards."""
         if self.store is None:
             own = np.array_split(self.target.unseen(rows), team.size)[team.rank]
-            told = self._scan(own, reporter=reporter, stop=stop), 0, stop()
+            told = self._scan(own, reporter=reporter, stop=stop), 0, bool(len(own)) and stop()
         else:
             done = self._extract(self.store, rows, reporter=reporter, stop=stop)
             self.seconds += done.seconds

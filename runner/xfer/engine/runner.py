@@ -37,7 +37,8 @@ class Run:
     """One run of a bundle, new or resumed. `execute` returns `result.json`'s content.
 
     In a `team` each rank has a Run; the first one's bundle is written, the others' are followers. `open_store` makes feature stores that
-    the ranks fill together."""
+    the ranks fill together; `notice` says whether a node is about to go, so that a checkpoint is due, and is asked on all ranks alike;
+    `extracted` is how many images others computed for this run before it began, and the seconds that took."""
 
     def __init__(
         self,
@@ -48,11 +49,11 @@ class Run:
         team: Team = ALONE,
         backend: Backend | None = None,
         open_store: OpenStore = FeatureStore,
+        notice: Callable[[], bool] = lambda: False,
+        extracted: tuple[int, float] = (0, 0.0),
     ) -> None:
         self.bundle, self.plan, self.reporter, self.stop = bundle, bundle.plan, reporter, stop
-        self.team, self.open_store = team, open_store
-        self.notice: Callable[[], bool] = lambda: False  # whether a node is about to go, and a checkpoint due; all ranks ask alike
-        self.extracted = (0, 0.0)  # images computed for this run before it began, by others, and the seconds that took
+        self.team, self.open_store, self.notice, self.extracted = team, open_store, notice, extracted
         self.started = time.monotonic()
         self.earlier = bundle.result().get("timing", {})
         self.backend: Backend = backend or plugins.load(plugins.find("backends", self.plan.backend).target)()
@@ -102,18 +103,18 @@ class Run:
 
     def _alike(self) -> None:
         """Ranks that read other images, or compute on another kind of device, must not train together."""
-        for what, found in (("images", gathered(self.team, self.contents)), ("device", gathered(self.team, self.device.kind))):
-            odd = [rank for rank, value in enumerate(found) if value != found[0]]
-            if odd and what == "images":
-                raise DataError(
-                    f"worker {odd[0]} reads other images than worker 0 under the same names",
-                    hint="every node must see the same files: put the data on storage that all of them share, or copy it anew",
-                )
-            if odd:
-                raise UsageError(
-                    f"the workers compute on different devices: {', '.join(sorted(set(found)))}",
-                    hint="features of one run come from one kind of device: choose it with runtime.device, or leave the other nodes out",
-                )
+        images, kinds = zip(*gathered(self.team, (self.contents, self.device.kind)), strict=True)
+        odd = [rank for rank, contents in enumerate(images) if contents != images[0]]
+        if odd:
+            raise DataError(
+                f"worker {odd[0]} reads other images than worker 0 under the same names",
+                hint="every node must see the same files: put the data on storage that all of them share, or copy it anew",
+            )
+        if len(set(kinds)) > 1:
+            raise UsageError(
+                f"the workers compute on different devices: {', '.join(sorted(set(kinds)))}",
+                hint="features of one run come from one kind of device: choose it with runtime.device, or leave the other nodes out",
+            )
 
     def _lock(self, weights_file: Path | None) -> dict[str, Any]:
         return {

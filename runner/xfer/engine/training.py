@@ -15,7 +15,7 @@ from xfer.engine.bundle import Bundle
 from xfer.engine.inputs import Inputs, Stop
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
-from xfer.engine.team import ALONE, Agreement, part_of, summed_rows
+from xfer.engine.team import ALONE, Agreement, from_first, part_of, summed_rows
 from xfer.engine.training_rows import TrainingRows
 from xfer.errors import FrozenChangedError, InterruptedRun
 from xfer.ops.metrics import classification
@@ -66,9 +66,8 @@ class PhaseRunner:
         notice: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan, self.phase, self.network, self.inputs, self.training = plan, phase, network, inputs, training
-        self.target, self.bundle, self.reporter, self.team = target, bundle, reporter, team
+        self.target, self.bundle, self.reporter, self.stop, self.team = target, bundle, reporter, stop, team
         self.together = team.size > 1 and not whole_on_each(plan, phase)
-        self.stop = Agreement(team, stop)
         self.rows = target.rows("train")
         self.batch_size = plan.data.batch_size
         self.steps_per_epoch = training.steps(len(self.rows), self.batch_size)
@@ -259,7 +258,7 @@ class PhaseRunner:
         self._saved_at, self._steps_since = time.monotonic(), 0
 
     def _interrupt(self) -> None:
-        if self.stop.now():
+        if from_first(self.team, self.stop):
             raise InterruptedRun("stopped after the step was finished and saved")
 
     def _class_weights(self) -> np.ndarray | None:
@@ -286,9 +285,7 @@ def predict(network: Network, inputs: Inputs, rows: np.ndarray, *, team: Team = 
     parts = [
         network.logits(values, start=inputs.place.cut, pooled=inputs.place.pooled) for _, values in inputs.batches(own, EVALUATION_BATCH)
     ]
-    if team.size > 1:
-        return softmax(summed_rows(team, dict(zip(firsts, parts, strict=True)), len(rows), n_classes))
-    return softmax(np.concatenate(parts)) if parts else np.zeros((0, n_classes))
+    return softmax(summed_rows(team, dict(zip(firsts, parts, strict=True)), len(rows), n_classes))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
