@@ -3,9 +3,7 @@ against one process, and how extraction by a pool scales from one worker to two.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -78,5 +76,4 @@ def scaled(work: Path, recipe: dict[str, Any], actors: int) -> float:
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     shutil.rmtree(cache, ignore_errors=True)
     command = [sys.executable, "-c", FILL, str(file), str(cache), str(actors)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return float(done.stdout.split()[-1])
+    return float(run(command, environment={"OMP_NUM_THREADS": "1"}).last_line)

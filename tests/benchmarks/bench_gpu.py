@@ -4,7 +4,6 @@ processes and images/s. Not run where there is none."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ ASK = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_availab
 
 
 def bench(work: Path, *, n_images: int, models: list[str]) -> dict[str, Any]:
-    name = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True).stdout.strip()
+    name = run([sys.executable, "-c", ASK]).stdout.strip()
     if not name:
         print("\non a GPU: not run, no CUDA device", flush=True)
         return {"device": None}

@@ -167,7 +167,7 @@ def cluster_of(manifest: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def specification(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest["spec"] if manifest["kind"] == "RayCluster" else manifest["spec"]["rayClusterSpec"]
+    return functools.reduce(lambda place, key: place[key], cluster_of(manifest), manifest)
 
 
 def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -169,7 +169,7 @@ def test_several_nodes_without_a_shared_place(two_nodes, make_plan):
 def test_more_than_the_cluster_has(two_nodes, make_plan, storage):
     with pytest.raises(UsageError) as caught:
         go(make_plan(), storage, gpus_per_actor=1.0)
-    assert caught.value.message == ("cluster: no node has what one extraction worker needs, 1 CPU and 1 GPU; there are: 2 of 1 CPU")
+    assert caught.value.message == "cluster: no node has what one extraction worker needs, 1 CPU and 1 GPU; there are: 2 of 1 CPU"
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_two_workers_on_one_node_share_its_cache(one_node, make_plan, tmp_path):
 
 @pytest.mark.slow
 def test_tensorflow_too(two_nodes, make_plan, storage, tmp_path):
-    """The store of TensorFlow's own features; locally in a process of its own."""
+    """The store of TensorFlow's own features."""
     plan = make_plan("source={model: keras/MobileNetV2, weights: none}", "target.image_size=64")
     figures = go(plan, storage)["pooled"]
     assert (sum(figures.computed.values()), figures.repeated) == (GOOD, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xfer.cluster.mirror import Mirror, fetch_mirror
+from xfer.cluster.mirror import Mirror
 from xfer.cluster.storage import Storage
 from xfer.errors import StoreError
 
@@ -54,8 +54,8 @@ def test_another_node_goes_on(storage, bundle, tmp_path):
     assert mirror.push() == 3  # two of the checkpoint, and metrics.jsonl
     assert storage.inside("checkpoints", "000001").sizes() == {}
     other = tmp_path / "other"
-    going = fetch_mirror(storage, other)
-    assert going is not None
+    going = Mirror(other, storage)
+    assert going.fetch()
     assert content(other) == content(bundle)
     assert (other / "model").is_dir()  # empty folders too
     assert not (other / ".lock").exists()
@@ -64,12 +64,12 @@ def test_another_node_goes_on(storage, bundle, tmp_path):
     checkpoint(other, 3)
     assert going.push() == 3
     third = tmp_path / "third"
-    assert fetch_mirror(storage, third) is not None
+    assert Mirror(third, storage).fetch()
     assert content(third) == content(other)
 
 
 def test_nothing_is_there(storage, tmp_path):
-    assert fetch_mirror(storage, tmp_path / "other") is None
+    assert not Mirror(tmp_path / "other", storage).fetch()
     assert not (tmp_path / "other").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_push_that_is_cut_off_leaves_the_whole_before_it(storage, bundle, tmp_
     else:
         mirror.push()
     other = tmp_path / "other"
-    assert fetch_mirror(storage, other) is not None
+    assert Mirror(other, storage).fetch()
     found = content(other)
     metrics = found.pop("metrics.jsonl")
     assert metrics.startswith(before.pop("metrics.jsonl"))  # lines of what came after the checkpoint are dropped by a resume
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_is_not_whole_is_said(storage, bundle, tmp_path):
     Mirror(bundle, storage).push()
     storage.write("checkpoints/000001/state.safetensors", b"half")
     with pytest.raises(StoreError) as caught:
-        fetch_mirror(storage, tmp_path / "other")
+        Mirror(tmp_path / "other", storage).fetch()
     assert caught.value.message == f"{storage}: checkpoints/000001/state.safetensors is not whole: 4 of 1000 bytes"
     assert caught.value.hint == "was something removed there? start a new run with the recipe"
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_not_whole_is_said(storage, bundle, tmp_path):
 def test_a_list_that_cannot_be_trusted(storage, tmp_path, text):
     storage.write(".mirror.json", text.encode())
     with pytest.raises(StoreError) as caught:
-        fetch_mirror(storage, tmp_path / "other")
+        Mirror(tmp_path / "other", storage).fetch()
     assert caught.value.message == f"{storage}: .mirror.json can't be understood"
     assert caught.value.hint == "it was written by another version of xfer, or damaged"
     assert not (tmp_path / "x").exists()

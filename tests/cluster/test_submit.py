@@ -155,6 +155,19 @@ def project(tmp_path: Path, head: Head) -> Path:
 DOTS = "recipes/deep/dots.yaml"
 
 
+def told(text: str, begin: str) -> str:
+    """What stands after those words, in the first line that begins with them."""
+    return next(line for line in text.splitlines() if line.startswith(begin)).removeprefix(begin)
+
+
+def package_of_weights(folder: Path) -> Path:
+    """A package of that name that holds `w.npz`; returns the folder to be found in."""
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    np.savez(folder / "w.npz", weight=np.zeros(3))
+    return folder.parent
+
+
 def without_token(*texts: str) -> None:
     assert all(TOKEN not in text for text in texts)
 
@@ -162,7 +175,7 @@ def without_token(*texts: str) -> None:
 def test_a_recipe_runs_to_its_end(head, project):
     done = head.xfer("submit", DOTS, "head.hidden=[8, 4]", "name=dots and more", cwd=project)
     assert done.returncode == 0, done.stderr
-    job = next(line for line in done.stderr.splitlines() if line.startswith("job: ")).removeprefix("job: ")
+    job = told(done.stderr, "job: ")
     assert "phase 1: head: 36 images" in done.stderr
     assert "Running entrypoint" not in done.stderr
     assert "INFO" not in done.stderr
@@ -192,7 +205,7 @@ def test_a_failing_recipe_says_why(head, project):
     assert re.fullmatch(r"error: phase '1: head', epoch \d+: the loss is not a finite number any more", reason)
     assert next_step == "  lower the learning rate (now 1e+09), or set optimizer.clip_norm; then start a new run"
     assert bundle.startswith("what there is of the bundle: ")
-    job = next(line for line in done.stderr.splitlines() if line.startswith("job: ")).removeprefix("job: ")
+    job = told(done.stderr, "job: ")
     assert log == f"its full log: xfer logs {job} --address {head.address}"
 
     queued = head.xfer("submit", DOTS, *diverges, "--no-wait", cwd=project)
@@ -207,13 +220,10 @@ def test_a_failing_recipe_says_why(head, project):
 
 def test_what_the_cluster_lacks_is_said_before_anything_is_queued(head, project):
     """A package that is only here holds the weights, and the data lie beside the recipe: both at once."""
-    package = project / "site" / "only_here"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    np.savez(package / "w.npz", weight=np.zeros(3))
+    site = package_of_weights(project / "site" / "only_here")
     before = json.loads(head.xfer("jobs", "--json", cwd=project).stdout)
     overrides = ["source.weights=pkg://only_here/w.npz", "target.path=dots.npz", "cluster.gpus_per_worker=2.0"]
-    done = head.xfer("submit", DOTS, *overrides, cwd=project, PYTHONPATH=str(package.parent))
+    done = head.xfer("submit", DOTS, *overrides, cwd=project, PYTHONPATH=str(site))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         f"looking around at {head.address}",
@@ -302,8 +312,7 @@ def test_a_stopped_job_saves_and_can_be_gone_on_with(head, project):
     job = running(head, project)
     stopped = head.xfer("stop", job, cwd=project)
     assert (stopped.returncode, stopped.stderr) == (0, f"stopping {job} after its step\n{job} is stopped\n")
-    log = head.xfer("logs", job, cwd=project).stdout
-    bundle = Path(next(line for line in log.splitlines() if line.startswith("bundle: ")).removeprefix("bundle: "))
+    bundle = Path(told(head.xfer("logs", job, cwd=project).stdout, "bundle: "))
     assert json.loads((bundle / "result.json").read_text())["status"] == "interrupted"
     assert list((bundle / "checkpoints").iterdir())
     assert head.xfer("logs", job, "--follow", cwd=project).returncode == 130
@@ -321,7 +330,7 @@ def test_ctrl_c_leaves_the_job_alone(head, project):
     watching.send_signal(signal.SIGINT)
     shown = "".join(seen) + watching.communicate(timeout=60)[1]
     assert watching.returncode == 130
-    job = next(line for line in seen if line.startswith("job: ")).removeprefix("job: ").strip()
+    job = told(shown, "job: ")
     where = f"{job} --address {head.address}"
     assert shown.endswith(f"\n{job} goes on\nfollow it: xfer logs {where} --follow\nstop it:   xfer stop {where}\n")
     found = {each["job"]: each["status"] for each in json.loads(head.xfer("jobs", "--json", cwd=project).stdout)["jobs"]}
@@ -336,16 +345,9 @@ def second_node(head: Head, **environment: str) -> Iterator[None]:
     while not (gcs := re.findall(r"ray start --address='([\d.:]+)'", (head.folder / "head.log").read_text())):
         assert time.monotonic() < until
         time.sleep(0.2)
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        f"--address={gcs[0]}",
-        "--block",
-        "--disable-usage-stats",
-        "--num-cpus=1",
-    ]
+    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={gcs[0]}", "--block", "--disable-usage-stats"]
     # In a folder of its own, as on a machine of its own: nodes that share one unpack each job's package over that of the other.
-    command += ["--num-gpus=0", "--object-store-memory=100000000", f"--temp-dir={head.folder / 'node'}"]
+    command += ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=100000000", f"--temp-dir={head.folder / 'node'}"]
     command += [f"--{name}=0" for name in ("dashboard-agent-listen-port", "metrics-export-port", "min-worker-port", "max-worker-port")]
     with (head.folder / "node.log").open("wb") as log:
         process = subprocess.Popen(
@@ -364,15 +366,12 @@ def second_node(head: Head, **environment: str) -> Iterator[None]:
 @pytest.mark.slow
 def test_each_node_looks_at_itself(head, project):
     """Of two nodes one has the package of the weights; both see the same storage."""
-    package = project / "site" / "on_one_node"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    np.savez(package / "w.npz", weight=np.zeros(3))
+    site = package_of_weights(project / "site" / "on_one_node")
     storage = head.folder / "shared"
-    with second_node(head, PYTHONPATH=str(package.parent)):
+    with second_node(head, PYTHONPATH=str(site)):
         overrides = ["source.weights=pkg://on_one_node/w.npz", "cluster.workers=4"]
-        without = head.xfer("submit", DOTS, *overrides, cwd=project, PYTHONPATH=str(package.parent))
-        done = head.xfer("submit", DOTS, *overrides, "--storage", str(storage), cwd=project, PYTHONPATH=str(package.parent))
+        without = head.xfer("submit", DOTS, *overrides, cwd=project, PYTHONPATH=str(site))
+        done = head.xfer("submit", DOTS, *overrides, "--storage", str(storage), cwd=project, PYTHONPATH=str(site))
     *_, absent, room = done.stderr.splitlines()
     assert done.returncode == 2
     assert re.fullmatch(
@@ -433,8 +432,7 @@ def test_a_log_goes_on_where_the_connection_broke(head, project):
 @pytest.mark.slow
 def test_a_job_that_is_killed(head, project):
     job = running(head, project)
-    log = head.xfer("logs", job, cwd=project).stdout
-    bundle = next(line for line in log.splitlines() if line.startswith("bundle: ")).removeprefix("bundle: ")
+    bundle = told(head.xfer("logs", job, cwd=project).stdout, "bundle: ")
     found = subprocess.run(["pgrep", "--full", f"xfer.cli run --out {bundle}"], capture_output=True, text=True, check=True).stdout.split()
     os.kill(int(found[0]), signal.SIGKILL)
     assert head.xfer("logs", job, "--follow", cwd=project).returncode == 1

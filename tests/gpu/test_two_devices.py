@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
+from torch import distributed
 
+from xfer.backends.torch.backend import TorchBackend
+from xfer.backends.torch.shared_statistics import SharedStatistics
 from xfer.cli.main import run
 
 needs_one = pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no CUDA device")
@@ -19,13 +23,6 @@ needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="not run: n
 @needs_one
 def test_an_exchange_over_nccl(monkeypatch):
     """A team of one rank: NCCL between processes of one device is refused by NCCL itself."""
-    import socket
-
-    from torch import distributed
-
-    from xfer.backends.torch.backend import TorchBackend
-    from xfer.backends.torch.shared_statistics import SharedStatistics
-
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -20,7 +20,7 @@ from xfer.ops.initial import draw, head_start
 from xfer.plan.model_map import PIXELS
 from xfer.recipe.loader import read
 
-SIDE, BATCH, N_IMAGES, CLASSES = 32, 8, 30, 3
+SIDE, BATCH, CLASSES = 32, 8, 3
 SQUEEZENET, RESNET = "torchvision/squeezenet1_1", "torchvision/resnet18"  # without and with batch normalisation
 N_FEATURES = 512  # of both
 LAST = {"train": ["features.12", "head"], "epochs": 1}

@@ -22,7 +22,7 @@ from xfer.ops.initial import draw
 from xfer.plan.model_map import PIXELS
 from xfer.recipe.loader import read
 
-SIDE, BATCH, N_IMAGES, CLASSES = 32, 8, 30, 3
+SIDE, BATCH, CLASSES = 32, 8, 3
 NETWORKS = Path(__file__).parents[1] / "engine" / "small_keras.py"
 small_keras: Any = sys.modules[plugins.load_local(NETWORKS.read_text(), stem=NETWORKS.stem)]
 PLAIN, NORMED = "small/plain", "small/batch_norm"

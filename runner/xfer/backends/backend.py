@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import PhasePlan, Plan
@@ -35,9 +36,14 @@ class Batch:
         return len(self.labels if self.labels_all is None else self.labels_all)
 
     @property
+    def is_part(self) -> bool:
+        """Whether other ranks have other rows of the global batch."""
+        return len(self.labels) < self.total
+
+    @property
     def row_weight(self) -> float:
         """What each of these rows counts in sums over the ranks: less than one only where every rank computes them all."""
-        return self.share if len(self.labels) == self.total else 1.0
+        return 1.0 if self.is_part else self.share
 
 
 @dataclass
@@ -84,11 +90,6 @@ class Team(Protocol):
     rank: int
     size: int
 
-    @property
-    def lost(self) -> tuple[type[BaseException], ...]:
-        """What an exchange raises when another rank has gone."""
-        ...
-
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Over the ranks, of float32, float64 or int64 of one shape."""
         ...
@@ -98,8 +99,9 @@ class Team(Protocol):
         ...
 
     def broadcast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The first rank's, to the bit."""
-        ...
+        """The first rank's, to the bit, whatever names and shapes the others hold."""
+        packed = b"" if self.rank else save({name: np.array(value, order="C") for name, value in arrays.items()})
+        return load(self.broadcast_bytes(packed))
 
 
 class Network(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from xfer.backends.backend import Batch, StepRecord
+from xfer.backends.backend import Batch, StepRecord, Team
 from xfer.backends.steps import under
 from xfer.plan.plan import PhasePlan
 
@@ -55,28 +55,31 @@ class Trainer(Protocol):
 
 
 P = TypeVar("P", bound=Parts)
+T = TypeVar("T", bound=Team)
 
 
-class PhasedNetwork(Generic[P]):
+class PhasedNetwork(Generic[P, T]):
     """Implements the part of `xfer.backends.backend.Network` that speaks of phases and of state."""
 
-    def __init__(self, parts: P) -> None:
-        self.parts = parts
+    def __init__(self, parts: P, team: T | None) -> None:
+        self.parts, self.team = parts, team
         self.trainer: Trainer | None = None
 
-    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool) -> Trainer:
-        """The training of a phase, its optimizer without a past."""
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, team: T | None) -> Trainer:
+        """The training of a phase, its optimizer without a past; with a `team`, each rank trains on its part of the batches."""
         raise NotImplementedError
 
     def weights_changed(self) -> None:
         """Said after weights were put in from outside, or a phase has ended."""
 
     def begin_phase(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool = False) -> None:
+        assert self.team is not None or not together, "training together needs a team: Backend.join comes first"
         carried: dict[str, np.ndarray] = {}
         if self.trainer is not None:
             self.trainer.close()
             carried = self.trainer.optimizer.state() if phase.optimizer_state == "carry" else {}
-        self.trainer = self.make_trainer(phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, together=together)
+        team = self.team if together else None
+        self.trainer = self.make_trainer(phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, team=team)
         self.trainer.optimizer.load_state(carried)
 
     def train(self, batches: Iterable[Batch], *, epoch: int, first_step: int, scale: float) -> StepRecord:

@@ -8,7 +8,7 @@ import click
 
 from xfer.cli.jobs_command import cluster_options, json_option, way_to
 from xfer.cluster.jobs import Jobs
-from xfer.errors import EXIT_INTERRUPTED
+from xfer.errors import EXIT_DONE, EXIT_INTERRUPTED
 
 
 @click.command("logs")
@@ -34,4 +34,4 @@ def command(job: str, address: str | None, allow_http: bool, follow: bool, as_js
         click.echo(json.dumps({**jobs.info(job).as_dict(), "log": log}, indent=1))
     else:
         click.echo(log, nl=False)
-    return 0
+    return EXIT_DONE

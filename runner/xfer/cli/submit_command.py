@@ -11,12 +11,12 @@ import click
 from xfer.cli.jobs_command import cluster_options, json_option, warn, way_to
 from xfer.cli.run_command import run_id
 from xfer.cluster import kuberay
-from xfer.cluster.jobs import RECIPE, RUN, Job, Jobs, Log
+from xfer.cluster.jobs import OWN_FAILURES, RECIPE, RUN, Job, Jobs, Log
 from xfer.cluster.pack import Package, gather, write
 from xfer.cluster.preflight import preflight
 from xfer.cluster.submission import Asked, Submission, address_of, submission, take
 from xfer.cluster.submission import command as shell_command
-from xfer.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, XferError
+from xfer.errors import EXIT_DONE, EXIT_INTERRUPTED, UsageError, XferError
 from xfer.recipe.loader import read
 
 
@@ -125,7 +125,7 @@ def _say_end(ended: Job, bundle: str | None, address: str) -> None:
         if bundle is None:
             raise XferError(f"{ended.job} succeeded, and its log does not say where the bundle is", hint=f"xfer logs {ended.job}")
         return
-    if ended.status == "FAILED" and ended.exit_code not in (EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED):
+    if ended.status == "FAILED" and ended.exit_code not in OWN_FAILURES:
         click.echo(f"error: {ended.job} failed: {ended.reason}", err=True)
     elif code == EXIT_INTERRUPTED:
         click.echo(f"{ended.job} was stopped", err=True)

@@ -70,7 +70,8 @@ class Crew:
         while not self.members or any(member.doing == "start" for member in self.members):
             self.top_up()
             self.answers()
-            self._interrupt()
+            if self.stop():
+                raise InterruptedRun("stopped before features were extracted")
             if time.monotonic() - began > START_SECONDS:
                 break  # those that started go on alone, the others join when they can
         started = {member: member.about for member in self.members if member.about}
@@ -168,10 +169,6 @@ class Crew:
             self.members.remove(member)
         ray.kill(member.actor, no_restart=True)
 
-    def _interrupt(self) -> None:
-        if self.stop():
-            raise InterruptedRun("stopped before features were extracted")
-
     def _start(self, seat: Seat) -> Member:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -187,10 +184,9 @@ class Crew:
         return member
 
     def _compare(self, member: Member) -> None:
-        """Dismisses an actor of another device class; raises UsageError where one of the same would compute other rows."""
+        """Dismisses an actor that started, of another device class; raises UsageError where one of the same would compute other rows."""
         assert self.about is not None
-        if member.about is None:
-            return
+        assert member.about is not None
         if member.about.kind != self.about.kind:
             self._refused.add(member.node.id)
             self.dismiss(member)
@@ -219,21 +215,20 @@ def one_kind(kinds: Mapping[str, str], *, only: str | None = None) -> str:
 
     Rows that different classes compute differ in their last bits, and a store holds rows of one.
     """
-    listed = "\n".join(
-        f"  {kind}: node {', '.join(node for node in sorted(kinds) if kinds[node] == kind)}" for kind in sorted({*kinds.values()})
-    )
+    found = sorted({*kinds.values()})
+    listed = "\n".join(f"  {kind}: node {', '.join(node for node in sorted(kinds) if kinds[node] == kind)}" for kind in found)
     if only is not None:
-        if only not in kinds.values():
+        if only not in found:
             raise UsageError(
                 f"cluster: no node computes on {only}; there are\n{listed}", hint="choose one of these, or give the cluster such a node"
             )
         return only
-    if len({*kinds.values()}) > 1:
+    if len(found) > 1:
         raise UsageError(
-            f"cluster: features are computed by one class of device, and there are {len({*kinds.values()})}:\n{listed}",
+            f"cluster: features are computed by one class of device, and there are {len(found)}:\n{listed}",
             hint="let the cluster have nodes of one class; with cluster.gpus_per_worker: 1, nodes without a GPU are left out",
         )
-    return next(iter(kinds.values()))
+    return found[0]
 
 
 def check_alike(label: str, about: About, others: About) -> None:

@@ -22,7 +22,7 @@ from xfer.cluster.node_plan import CACHE_VARIABLE, for_workers
 from xfer.cluster.seats import Seat, live_nodes, seats
 from xfer.cluster.storage import Storage, require_shared
 from xfer.cluster.wanted import Wanted, wanted
-from xfer.engine.inputs import Stop
+from xfer.engine.inputs import EXTRACTED, Stop
 from xfer.engine.reporter import Reporter
 from xfer.errors import InterruptedRun, StoreError, UsageError
 from xfer.plan.plan import Plan
@@ -148,8 +148,8 @@ class Pool:
         while any(member.doing == "open" for member in self.crew.members):
             self._hear()
             self._look_for_stop()
-        n_known = len(self._ask("bad"))
         self._todo = deque(self._ask("absent"))
+        n_known = len(self._ask("bad"))  # after it: looking for what is absent, a node learns of bad rows from the shared place
         self._total = sum(n_rows for _, n_rows in self._todo)
         if self._total:
             n_members = len(self.crew.members)
@@ -216,7 +216,7 @@ class Pool:
             elif method == "compute":
                 self._finished += sum(n_rows for _, n_rows in self._handed.pop(member))
                 self._heard.pop(member, None)
-                self._computed[member.node.label] += answer.computed
+                self._computed[member.node.label] += answer
 
     def _ask(self, method: str) -> Any:
         """The answer of any member that is ready; of another, where that one is lost."""
@@ -260,4 +260,4 @@ class Pool:
 
     def _look_for_stop(self) -> None:
         if self.stop():
-            raise InterruptedRun("stopped while features were extracted; what is in the store is kept")
+            raise InterruptedRun(f"stopped while {EXTRACTED}")

@@ -17,7 +17,7 @@ from xfer.cluster.shared_store import SharedStore, opener
 from xfer.cluster.storage import SETTING, Storage
 from xfer.cluster.wanted import Wanted
 from xfer.data.digests import content_digest
-from xfer.data.store import StoreSpec
+from xfer.data.store import FeatureStore, StoreSpec
 from xfer.engine.bundle import load_plugins
 from xfer.engine.downloads import fetch_dataset
 from xfer.engine.inputs import Inputs, contents_digest
@@ -49,14 +49,6 @@ class About:
     kind: str
     versions: dict[str, str]
     sample: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """Rows that a call computed; others were there already, or are bad."""
-
-    computed: int
-    seconds: float
 
 
 class Counting(Silent):
@@ -103,6 +95,12 @@ class Extractor:
         self.device, self.versions = backend.device(self.plan.runtime.device), backend.versions()
         return About(self.device.kind, self.versions, self._sample())
 
+    @property
+    def store(self) -> FeatureStore:
+        """That which `open` turned to."""
+        assert self.inputs.store is not None
+        return self.inputs.store
+
     def contents(self) -> str:
         """The digest over all images, which one extractor makes for all: every file is read, unless this node's cache knows it."""
         return contents_digest(self.target, cache=Path(self.plan.runtime.cache))
@@ -124,34 +122,30 @@ class Extractor:
             open_store=opener(self.assignment.storage, stop=self._is_stopped),
         )
         self.inputs.threads = self.assignment.threads or self.inputs.threads
-        store = self.inputs.store
-        assert store is not None
-        if isinstance(store, SharedStore):
-            store.offer(self.rows)
-        return store.spec
+        if isinstance(self.store, SharedStore):
+            self.store.offer(self.rows)
+        return self.store.spec
 
     def absent(self) -> list[tuple[int, int]]:
         """(shard, rows) that must still be computed: of the shared place, or of this node's cache where there is none."""
-        store = self.inputs.store
-        assert store is not None
+        store = self.store
         missing = store.absent(self.rows) if isinstance(store, SharedStore) else store.missing(self.rows)
         return [(shard, len(rows)) for shard, rows in missing]
 
-    def compute(self, shards: list[int]) -> Done:
-        """Computes what is missing of these shards, and puts it into the shared place. Raises InterruptedRun after `stop`."""
-        store, before = self.inputs.store, (self.inputs.computed, self.inputs.seconds)
-        assert store is not None
-        rows = self.rows[np.isin(self.rows // store.spec.shard_rows, shards)]
+    def compute(self, shards: list[int]) -> int:
+        """Computes what is missing of these shards, and puts it into the shared place; how many rows, without those that were there
+        already or are bad. Raises InterruptedRun after `stop`."""
+        before = self.inputs.computed
+        rows = self.rows[np.isin(self.rows // self.store.spec.shard_rows, shards)]
         try:
             self.inputs.prepare(rows, reporter=self._counting, stop=self._is_stopped)
         finally:
             self._counting.rows = 0
-        return Done(self.inputs.computed - before[0], self.inputs.seconds - before[1])
+        return self.inputs.computed - before
 
     def bad(self) -> dict[int, str]:
         """Rows of the store that have no value, and why."""
-        assert self.inputs.store is not None
-        return self.inputs.store.bad()
+        return self.store.bad()
 
     def heard(self) -> int:
         """Rows that the call of `compute` in work has done by now."""

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ QUIET = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
 STOP_SECONDS = 60  # a stopped run finishes its step and saves; Ray would kill it after 3
 STOPS_WITHIN = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 RECIPE, RUN, PREFLIGHT = "xfer.recipe", "xfer.name", "xfer.preflight"  # keys of a job's metadata
+OWN_FAILURES = (EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED)  # a run that ends so has said why
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 ATTEMPTS = 5  # to find a connection again that broke while a log was followed
 POLL_SECONDS = 0.5
@@ -59,7 +60,7 @@ class Job:
             return EXIT_INTERRUPTED
         if self.status == "SUCCEEDED":
             return EXIT_DONE
-        return self.exit_code if self.exit_code in (EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED) else EXIT_FAILED
+        return self.exit_code if self.exit_code in OWN_FAILURES else EXIT_FAILED
 
     @property
     def reason(self) -> str:
@@ -77,13 +78,11 @@ class Log:
     """A log as it comes in pieces: whole lines without Ray's own, and the bundle's address where a run tells it."""
 
     def __init__(self) -> None:
-        self.received = 0
         self.bundle: str | None = None
         self._rest = ""
 
     def feed(self, text: str) -> Iterator[str]:
         """The lines that are complete now, to be shown; the address is noted as they pass."""
-        self.received += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             yield from self._shown(line)
@@ -106,7 +105,7 @@ class Jobs:
 
     def __init__(self, way: Access) -> None:
         self.address = way.address
-        self.ray_version = reach(way)  # says in its own words what is wrong with address or token
+        reach(way)  # says in its own words what is wrong with address or token
         try:
             import aiohttp  # noqa: F401 - with requests what ray[default] brings beside ray
             import requests  # noqa: F401
@@ -209,19 +208,18 @@ class Jobs:
         """The log from character `skip` on; returns how much there was of it."""
         import aiohttp
 
-        seen = 0
-        try:
-            async for text in self._pieces(job):
-                new = text[max(0, skip - seen) :]
-                seen += len(text)
-                if new:
-                    piece(new)
-        except (aiohttp.ClientError, RuntimeError, OSError):
-            raise _Broken(max(seen, skip)) from None
-        return max(seen, skip)
-
-    def _pieces(self, job: str) -> AsyncIterator[str]:
-        return self._client.tail_job_logs(job)  # type: ignore[no-any-return]
+        seen, pieces = 0, aiter(self._client.tail_job_logs(job))
+        while True:
+            try:
+                text = await anext(pieces, None)
+            except (aiohttp.ClientError, RuntimeError, OSError):
+                raise _Broken(max(seen, skip)) from None
+            if text is None:
+                return max(seen, skip)
+            new = text[max(0, skip - seen) :]
+            seen += len(text)
+            if new:
+                piece(new)  # outside the try: a reader of ours that has gone is no broken connection
 
     def _ended_or_none(self, job: str) -> Job | None:
         try:

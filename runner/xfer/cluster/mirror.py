@@ -29,7 +29,6 @@ class Mirror:
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.folder, self.storage = folder, storage
         self._there: dict[str, Seen] = {}  # what was put or fetched, as it was here then
-        self._listed: set[str] = set()
 
     def push(self) -> int:
         """Puts what changed since the last time; how many files. Raises StoreError, DiskFullError; the older whole is there then."""
@@ -42,14 +41,14 @@ class Mirror:
                 if (self.folder / name).exists():
                     raise
                 del here[name]  # removed while we were at it
-        gone = self._listed - set(here)
+        gone = set(self._there) - set(here)
         if changed or gone:
             sizes = {name: here[name][1] for name in sorted(here)}
             content = json.dumps({"format": FORMAT, "folders": folders, "files": sizes}, indent=1) + "\n"
             self.storage.write(LIST, content.encode())
         for name in sorted(gone):
             self.storage.delete(name)
-        self._there, self._listed = here, set(here)
+        self._there = here
         return len(changed)
 
     def fetch(self) -> bool:
@@ -63,7 +62,6 @@ class Mirror:
             write_atomic(self.folder / name, partial(self._get, name, n_bytes))
         here, _ = self._look()
         self._there = {name: here[name] for name in found["files"]}
-        self._listed = set(found["files"])
         return True
 
     def _get(self, name: str, n_bytes: int, path: Path) -> None:
@@ -100,12 +98,6 @@ class Mirror:
                     status = (Path(parent) / name).stat()
                     files[(place / name).as_posix()] = (status.st_ino, status.st_size, status.st_mtime_ns)
         return files, folders
-
-
-def fetch_mirror(storage: Storage, folder: Path) -> Mirror | None:
-    """The mirror of a bundle that goes on here, after its newest whole was brought to `folder`; None where nothing whole is there."""
-    found = Mirror(folder, storage)
-    return found if found.fetch() else None
 
 
 def check_inside(names: list[str]) -> None:

@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from xfer.compile.secrets import secret_of
+from xfer.data.store_faults import size_text
 from xfer.errors import UsageError
 from xfer.recipe.document import parse
 from xfer.recipe.loader import Reading
@@ -50,8 +51,8 @@ def gather(reading: Reading, *, forbidden: str | None = None) -> Package:
     if package.bytes > MAX_BYTES:
         largest = max(named, key=lambda name: named[name].stat().st_size)
         raise UsageError(
-            f"what the job would take along has {_megabytes(package.bytes)}, more than the {_megabytes(MAX_BYTES)} that it may have: "
-            f"{largest} alone has {_megabytes(named[largest].stat().st_size)}",
+            f"what the job would take along has {size_text(package.bytes)}, more than the {size_text(MAX_BYTES)} that it may have: "
+            f"{largest} alone has {size_text(named[largest].stat().st_size)}",
             hint="a job takes recipes and plugins along; data and weights belong on storage that the cluster reaches",
         )
     for name, file in named.items():
@@ -106,7 +107,7 @@ def _root(files: list[Path]) -> Path:
 
 
 def _within(file: Path, root: Path) -> str:
-    return PurePosixPath(file.relative_to(root)).as_posix()
+    return file.relative_to(root).as_posix()
 
 
 def _refuse_secrets(name: str, content: bytes, forbidden: str | None) -> None:
@@ -124,7 +125,3 @@ def _refuse_secrets(name: str, content: bytes, forbidden: str | None) -> None:
             f"{name} holds {found}, and a job's files can be read by whoever reaches the cluster",
             hint="take it out; on the cluster, libraries read their secrets from their own settings",
         )
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB"

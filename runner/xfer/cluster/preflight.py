@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from xfer.cluster.jobs import PREFLIGHT, Jobs
 from xfer.cluster.pack import Package, write
-from xfer.cluster.probe import MARK, XFER
+from xfer.cluster.probe import MARK, XFER, versions
 from xfer.errors import RecipeError, XferError
 
 SCRIPT = "xfer_probe.py"
@@ -50,8 +48,9 @@ class Found:
 
 def preflight(jobs: Jobs, package: Package, wanted: Wanted, *, warn: Callable[[str], None]) -> Found:
     """Raises RecipeError with a line for each thing that does not fit; what may be no harm goes to `warn`."""
-    report = _ask(jobs, package, wanted)
-    problems, warnings = judge(report, wanted, here=local_versions(wanted))
+    here = local_versions(wanted)
+    report = _ask(jobs, package, wanted, xfer=here[XFER])
+    problems, warnings = judge(report, wanted, here=here)
     for text in warnings:
         warn(text)
     if problems:
@@ -60,29 +59,19 @@ def preflight(jobs: Jobs, package: Package, wanted: Wanted, *, warn: Callable[[s
 
 
 def local_versions(wanted: Wanted) -> dict[str, str]:
-    """The releases here that the cluster's are compared with."""
-    found = {"python": platform.python_version()}
-    for name in ("ray", XFER, *FRAMEWORKS.get(wanted.backend or "", ())):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a recipe can be submitted from where its framework is not installed
-    return found
+    """The releases here that the cluster's are compared with. A recipe can be submitted from where its framework is not installed."""
+    own = versions(_packages(wanted))
+    return {"python": own["python"], **{name: release for name, release in own["packages"].items() if release is not None}}
 
 
-def _ask(jobs: Jobs, package: Package, wanted: Wanted) -> dict[str, Any]:
-    """The probe's report. Raises XferError where the job that looks around does not get to its end."""
-    packages = ["ray", XFER, *FRAMEWORKS.get(wanted.backend or "", ())]
-    request = {
-        "recipe": wanted.recipe,
-        "overrides": list(wanted.overrides),
-        "is_spread": wanted.is_spread,
-        "gpus_per_worker": wanted.gpus_per_worker,
-        "storage": wanted.storage,
-        "is_shared": wanted.is_spread and wanted.storage is not None,
-        "xfer": importlib.metadata.version(XFER),
-        "packages": packages,
-    }
+def _packages(wanted: Wanted) -> list[str]:
+    return ["ray", XFER, *FRAMEWORKS.get(wanted.backend or "", ())]
+
+
+def _ask(jobs: Jobs, package: Package, wanted: Wanted, *, xfer: str) -> dict[str, Any]:
+    """The probe's report; `xfer` is the release here. Raises XferError where the job that looks around does not get to its end."""
+    is_shared = wanted.is_spread and wanted.storage is not None
+    request = {**asdict(wanted), "is_shared": is_shared, "xfer": xfer, "packages": _packages(wanted)}
     script = files("xfer.cluster").joinpath("probe.py").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         write(package, Path(folder), beside={SCRIPT: script, "request.json": json.dumps(request)})
@@ -105,7 +94,6 @@ def _ask(jobs: Jobs, package: Package, wanted: Wanted) -> dict[str, Any]:
 
 def judge(report: dict[str, Any], wanted: Wanted, *, here: dict[str, str]) -> tuple[list[str], list[str]]:
     """What does not fit, and what may be no harm; one sentence each."""
-    problems: list[str] = []
     if report["error"]:
         return [f"cluster: {report['error']}; start Ray there from an environment that has xfer"], []
     nodes = report["nodes"]
@@ -124,7 +112,7 @@ def judge(report: dict[str, Any], wanted: Wanted, *, here: dict[str, str]) -> tu
             by_node.add(node, fault)
         for download in check.get("downloads", ()):
             warnings.add(node, f"will be downloaded: {download}")
-    problems += by_node.lines()
+    problems = by_node.lines()
     if any((node.get("check") or {}).get("is_relative") for node in used):
         problems.append(f"  {RELATIVE}")
     if wanted.is_spread and wanted.storage is None and len(nodes) > 1:

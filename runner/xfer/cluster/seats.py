@@ -60,7 +60,7 @@ def seats(nodes: Sequence[Node], *, actors: int | None, cpus_per_actor: float | 
     room = {node.id: capacity(node, asked=asked, alone=cpus_per_actor is None, gpus=gpus_per_actor) for node in nodes}
     if not any(room.values()):
         raise UsageError(
-            f"cluster: no node has what one extraction worker needs, {words(asked, gpus_per_actor)}; there are: {largest(nodes)}",
+            f"cluster: no node has what one extraction worker needs, {words(asked, gpus_per_actor)}; there are: {kinds(nodes)}",
             hint="ask for less with cluster.gpus_per_worker, or give the cluster such a node",
         )
     chosen = []
@@ -91,7 +91,7 @@ def words(cpus: float, gpus: float) -> str:
     return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
 
 
-def largest(nodes: Sequence[Node]) -> str:
+def kinds(nodes: Sequence[Node]) -> str:
     """What kinds of nodes there are."""
     counted = Counter(words(node.cpus, node.gpus) for node in nodes)
     return ", ".join(f"{count} of {kind}" for kind, count in sorted(counted.items())) or "none"

@@ -18,8 +18,7 @@ import os
 import re
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -31,7 +30,7 @@ from xfer.data.store import FeatureStore, ShardClaim, StoreSpec
 from xfer.data.store_faults import store_fault
 from xfer.data.store_folder import MANIFEST, lock_path, shard_path
 from xfer.data.store_lock import FileLock, lock
-from xfer.data.store_shard import TEMPORARY, DamageError, Signature
+from xfer.data.store_shard import DamageError, Signature, temporary_path
 from xfer.engine.inputs import OpenStore, Stop
 from xfer.errors import StoreError
 
@@ -44,16 +43,7 @@ ROWS_MERGED = 64  # at a time
 LOGGER = logging.getLogger("xfer.cluster.shared_store")
 
 
-def every_shard(shard: int) -> bool:
-    """The share of a process that works alone."""
-    return True
-
-
-def never() -> bool:
-    return False
-
-
-def opener(storage: Storage | None, *, rank: int = 0, size: int = 1, stop: Stop = never) -> OpenStore:
+def opener(storage: Storage | None, *, rank: int = 0, size: int = 1, stop: Stop = lambda: False) -> OpenStore:
     """What `Inputs` opens stores with, where `size` processes fill them together: each computes every `size`-th shard, and waits for
     the others'. Without a shared place (one node) the processes share a cache, whose locks share the work already."""
     if storage is None:
@@ -78,8 +68,8 @@ class SharedStore(FeatureStore):
         spec: StoreSpec,
         *,
         storage: Storage,
-        mine: Callable[[int], bool] = every_shard,
-        stop: Stop = never,
+        mine: Callable[[int], bool] = lambda shard: True,
+        stop: Stop = lambda: False,
         warn: Callable[[str], None] = LOGGER.warning,
     ) -> None:
         super().__init__(root, spec, warn=warn)
@@ -101,7 +91,7 @@ class SharedStore(FeatureStore):
     # as the local store, and the shared place with it
 
     def missing(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        rows = np.unique(self._checked(rows))
+        rows = self._checked(rows)
         self._wanted[rows] = True
         self._learn_bad()
         self._bring(super().missing(rows))
@@ -128,16 +118,10 @@ class SharedStore(FeatureStore):
         rows = np.unique(self._checked(rows))
         if self._shared_bad:
             rows = rows[~np.isin(rows, list(self._shared_bad))]
-        shards, starts = np.unique(rows // self.spec.shard_rows, return_index=True)
-        there = self._all_there(shards.tolist())
-        parts = np.split(rows, starts[1:]) if len(rows) else []
-        left = {shard: part[~there[shard][part % self.spec.shard_rows]] for shard, part in zip(shards.tolist(), parts, strict=True)}
-        return [(shard, part) for shard, part in left.items() if len(part)]
-
-    def push(self, shards: Iterable[int]) -> None:
-        """What this node has of these shards goes to the shared place, merged with rows that only it has."""
-        for shard in shards:
-            self._push(shard)
+        parts = self._by_shard(rows)
+        there = self._all_there([shard for shard, _ in parts])
+        left = [(shard, part[~there[shard][part % self.spec.shard_rows]]) for shard, part in parts]
+        return [(shard, part) for shard, part in left if len(part)]
 
     def let_go(self, shard: int) -> None:
         """A claim ended."""
@@ -170,7 +154,7 @@ class SharedStore(FeatureStore):
         assert isinstance(claim, SharedClaim)
         claim.pushes = False
         path = shard_path(self.folder, shard)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+        temporary = temporary_path(path)
         with claim:
             self._look(np.array([shard]))  # another process of this node may have brought it meanwhile
             tail, here = self._tail(shard), self._here(shard)
@@ -179,7 +163,7 @@ class SharedStore(FeatureStore):
                     if self.shared.get(path.name, temporary):
                         self._adopt(claim, temporary, here=here)
                 except OSError as error:
-                    raise store_fault(error, path, needed=self.spec.shard_format(self.digest, shard).total_bytes) from error
+                    raise store_fault(error, path, needed=self._format(shard).total_bytes) from error
                 finally:
                     temporary.unlink(missing_ok=True)
             self._known[shard] = tail
@@ -187,11 +171,11 @@ class SharedStore(FeatureStore):
 
     def _adopt(self, claim: SharedClaim, file: Path, *, here: np.ndarray) -> None:
         """Takes the copy over, if it is whole. `here` says which rows (bool [rows]) the cache has."""
-        shard, layout = claim.shard, self.spec.shard_format(self.digest, claim.shard)
+        shard, layout = claim.shard, self._format(claim.shard)
         try:
             present, _ = layout.verify(file)
         except DamageError as damage:
-            self._is_damaged(shard, damage)
+            self._tell_damage(shard, damage)
             return
         if (here & ~present).any():
             rows, _ = layout.map(file)
@@ -216,11 +200,14 @@ class SharedStore(FeatureStore):
         self._look(shards)
         new = [shard for shard in shards.tolist() if shard in self._seen and self._given.get(shard) != self._seen[shard]]
         there = self._all_there(new)
-        self.push(shard for shard in new if (self._here(shard) & ~there[shard]).any())
+        for shard in new:
+            if (self._here(shard) & ~there[shard]).any():
+                self.push(shard)
         bad = self.bad()
         self._give_bad({row: bad[row] for row in rows.tolist() if row in bad} if bad else {})
 
-    def _push(self, shard: int) -> None:
+    def push(self, shard: int) -> None:
+        """What this node has of a shard goes to the shared place, merged with rows that only the shared place has."""
         path = shard_path(self.folder, shard)
         while True:
             with lock(lock_path(self.folder, f"push-{shard:05d}")):  # one process of a node is enough
@@ -280,12 +267,6 @@ class SharedStore(FeatureStore):
         bad = self.bad()
         return any(row not in bad for row in rows.tolist())
 
-    def _here(self, shard: int) -> np.ndarray:
-        """Which rows (bool [rows]) of a shard this node has."""
-        first = shard * self.spec.shard_rows
-        here: np.ndarray = self._present[first : first + self.spec.shard_rows].copy()
-        return here
-
     def _all_there(self, shards: list[int]) -> dict[int, np.ndarray]:
         self._listed()
         if len(shards) < 2:
@@ -295,17 +276,17 @@ class SharedStore(FeatureStore):
 
     def _there(self, shard: int) -> np.ndarray:
         """Which rows (bool [rows]) of a shard the shared place has."""
-        layout, tail = self.spec.shard_format(self.digest, shard), self._tail(shard)
+        layout, tail = self._format(shard), self._tail(shard)
         if tail is not None and shard not in self._damaged:
             try:
                 if not tail:
                     raise DamageError("is cut off")
                 return layout.parse_trailer(tail)[0]
             except DamageError as damage:
-                self._is_damaged(shard, damage)
+                self._tell_damage(shard, damage)
         return np.zeros(layout.rows, bool)
 
-    def _is_damaged(self, shard: int, damage: DamageError) -> None:
+    def _tell_damage(self, shard: int, damage: DamageError) -> None:
         if shard not in self._damaged:
             self._damaged.add(shard)
             self._warn(f"{self.shared.inside(shard_path(self.folder, shard).name)} {damage}; its rows are computed again")
@@ -314,14 +295,14 @@ class SharedStore(FeatureStore):
         """The end of a shared shard's file, or None where there is none."""
         sizes, name = self._listed(), shard_path(self.folder, shard).name
         if name in sizes and shard not in self._tails:
-            layout = self.spec.shard_format(self.digest, shard)
+            layout = self._format(shard)
             is_short = sizes[name] <= layout.trailer_at  # libraries differ in what reading behind the end gives
             self._tails[shard] = b"" if is_short else self.shared.read(name, start=layout.trailer_at)
         return self._tails.get(shard)
 
     def _look_again(self, shard: int) -> None:
         """Asks the shared place for one shard, whatever was known of it: cheaper than listing all."""
-        name, layout = shard_path(self.folder, shard).name, self.spec.shard_format(self.digest, shard)
+        name, layout = shard_path(self.folder, shard).name, self._format(shard)
         try:
             tail = self.shared.read(name, start=layout.trailer_at)
         except StoreError:
@@ -350,19 +331,17 @@ class SharedStore(FeatureStore):
 class SharedClaim(ShardClaim):
     """The right to write a shard; what is committed goes to the shared place too, before `commit` returns."""
 
-    def __init__(self, store: SharedStore, shard: int, held: FileLock) -> None:
-        super().__init__(store, shard, held)
-        self.shared_store = store
-        self.pushes = True
+    store: SharedStore
+    pushes = True  # what is committed; not where it comes from the shared place
 
     def commit(self) -> None:
         super().commit()
         if self.pushes:
-            self.shared_store.push([self.shard])
+            self.store.push(self.shard)
 
     def release(self) -> None:
         super().release()
-        self.shared_store.let_go(self.shard)
+        self.store.let_go(self.shard)
 
 
 def bad_rows(content: bytes | None) -> dict[int, str]:

@@ -25,6 +25,7 @@ import fsspec
 from xfer.compile.secrets import secret_of
 from xfer.data.locations import shown
 from xfer.data.store_faults import NO_ROOM, free_bytes, size_text
+from xfer.data.store_folder import UNLOCKED_LEFTOVER_SECONDS
 from xfer.data.store_shard import TEMPORARY
 from xfer.errors import DiskFullError, StoreError, UsageError
 
@@ -41,7 +42,6 @@ LIBRARY_FAULTS = {  # what storage libraries raise beside OSError
     "google.auth.exceptions": ("GoogleAuthError",),
     "pyarrow": ("ArrowException",),
 }
-LEFTOVER_SECONDS = 24 * 3600  # a temporary file this old belongs to nobody
 EVERYWHERE = "it must be a folder that every node sees and may write to, or a URL whose credentials every node has"
 
 
@@ -90,7 +90,7 @@ class Storage:
         return Path(self.location, self.folder)
 
     def inside(self, *names: str) -> Storage:
-        return replace(self, folder="/".join([*filter(None, [self.folder]), *names]))
+        return replace(self, folder="/".join(filter(None, [self.folder, *names])))
 
     def __str__(self) -> str:
         place, mark, options = (shown(self.location) if self.is_url else self.location).partition("?")
@@ -165,7 +165,7 @@ class Storage:
             self.delete(mark)
 
     def _within(self, name: str) -> str:
-        return f"{self.folder}/{name}" if self.folder else name
+        return self.inside(name).folder
 
     @property
     def _driver(self) -> Driver:
@@ -275,7 +275,7 @@ class FolderDriver:
         self._swept.add(folder)
         for path in folder.glob(f".*{TEMPORARY}"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                if time.time() - path.stat().st_mtime > UNLOCKED_LEFTOVER_SECONDS:
                     path.unlink()
 
 

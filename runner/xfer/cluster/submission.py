@@ -12,6 +12,8 @@ from pathlib import Path
 from xfer import plugins
 from xfer.cluster.pack import FILES
 from xfer.cluster.preflight import Found, Wanted
+from xfer.cluster.storage import scheme_of
+from xfer.compile.cluster import workers
 from xfer.compile.compiler import Depth, check
 from xfer.compile.names import provider_and_name
 from xfer.compile.secrets import secret_of
@@ -66,7 +68,7 @@ class Submission:
 
 
 def is_url(location: str | None) -> bool:
-    return location is not None and "://" in location
+    return location is not None and scheme_of(location) is not None
 
 
 def submission(reading: Reading, asked: Asked) -> Submission:
@@ -78,7 +80,6 @@ def submission(reading: Reading, asked: Asked) -> Submission:
         raise RecipeError(faults=faults)
     recipe = reading.recipe
     assert recipe is not None
-    workers = recipe.cluster.workers if asked.workers is None else asked.workers
     gpus = asked.gpus_per_worker
     if gpus is None and recipe.cluster.gpus_per_worker != "auto":
         gpus = recipe.cluster.gpus_per_worker
@@ -87,7 +88,7 @@ def submission(reading: Reading, asked: Asked) -> Submission:
     return Submission(
         name=recipe.name or reading.files[0].stem,
         backend=backend,
-        workers=(workers, workers) if isinstance(workers, int) else (workers.min, workers.max),
+        workers=workers(recipe) if asked.workers is None else (asked.workers, asked.workers),
         gpus_per_worker=gpus,
         storage=_storage(asked.storage or recipe.cluster.storage),
         has_address=recipe.cluster.address is not None,
@@ -111,7 +112,7 @@ def address_of(bundle: str, *, host: str | None, storage: str | None) -> str:
     >>> address_of("/mnt/x/flowers/1", host="10.0.0.5", storage="/mnt/x"), address_of("/root/xfer/runs/1", host="10.0.0.5", storage=None)
     ('/mnt/x/flowers/1', '10.0.0.5:/root/xfer/runs/1')
     """
-    is_shared = "://" in bundle or (storage is not None and Path(bundle).is_relative_to(storage))
+    is_shared = is_url(bundle) or (storage is not None and Path(bundle).is_relative_to(storage))
     return bundle if is_shared or host is None else f"{host}:{bundle}"
 
 
@@ -138,7 +139,7 @@ def _look_from_here(reading: Reading) -> tuple[str | None, Depth | None]:
 def _storage(location: str | None) -> str | None:
     if location is None:
         return None
-    if "://" not in location and not os.path.isabs(location):
+    if not is_url(location) and not os.path.isabs(location):
         raise UsageError(f"cluster.storage: '{location}' must be an absolute path that every node has, or a URL")
     if (kind := secret_of(location)) is not None:
         raise UsageError(

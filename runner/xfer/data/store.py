@@ -93,8 +93,7 @@ class FeatureStore:
         bad = self.bad()
         if bad:
             absent = absent[~np.isin(absent, np.fromiter(bad, np.int64, len(bad)))]
-        shards, starts = np.unique(absent // self.spec.shard_rows, return_index=True)
-        return list(zip(shards.tolist(), np.split(absent, starts[1:]), strict=True)) if len(absent) else []
+        return self._by_shard(absent)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """A copy [len(rows), *shape] of these rows, in this order; bfloat16 comes as uint16.
@@ -153,6 +152,17 @@ class FeatureStore:
         if len(rows) and rows.view(np.uint64).max() >= self.spec.rows:  # a negative number is a huge one so
             raise IndexError(f"rows must lie in 0..{self.spec.rows - 1}, not {rows.min()}..{rows.max()}")
         return rows
+
+    def _by_shard(self, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Ascending row numbers, apart for each shard that has some of them."""
+        shards, starts = np.unique(rows // self.spec.shard_rows, return_index=True)
+        return list(zip(shards.tolist(), np.split(rows, starts[1:]), strict=True)) if len(rows) else []
+
+    def _here(self, shard: int) -> np.ndarray:
+        """Which rows (bool [rows]) of a verified shard are there; a copy."""
+        first = shard * self.spec.shard_rows
+        here: np.ndarray = self._present[first : first + self.spec.shard_rows].copy()
+        return here
 
     def _demand(self, rows: np.ndarray) -> None:
         absent = rows[~self._present[rows]]
@@ -370,8 +380,7 @@ class ShardClaim:
         draft = ShardDraft(layout, shard_path(self.store.folder, self.shard))
         try:
             self.store._look(np.array([self.shard]))
-            first = self.shard * self.store.spec.shard_rows
-            present = self.store._present[first : first + layout.rows].copy()
+            present = self.store._here(self.shard)
             if present.any():
                 draft.copy(self.store._map(self.shard), present)
         except BaseException:

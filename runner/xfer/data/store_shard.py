@@ -122,7 +122,7 @@ class ShardDraft:
     def __init__(self, layout: ShardFormat, path: Path) -> None:
         self.layout = layout
         self.path = path
-        self.temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+        self.temporary = temporary_path(path)
         self.present = np.zeros(layout.rows, bool)
         self._descriptor: int | None = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -175,6 +175,11 @@ class ShardDraft:
                 raise ValueError("the draft was closed already")
             written = os.pwrite(self._descriptor, block, offset)
             offset, block = offset + written, block[written:]
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside `path`, of the kind that is swept once its writer is gone."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
 
 
 def runs(places: np.ndarray) -> list[tuple[int, int]]:

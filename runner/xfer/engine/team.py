@@ -21,7 +21,6 @@ class Alone:
     """The team of a run in one process."""
 
     rank, size = 0, 1
-    lost: tuple[type[BaseException], ...] = ()
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         return values

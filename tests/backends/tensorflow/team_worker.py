@@ -18,6 +18,7 @@ import numpy as np
 
 from xfer.backends.backend import Batch
 from xfer.compile.compiler import compile_plan
+from xfer.engine.team import ALONE, part_of
 from xfer.plan.model_map import PIXELS
 from xfer.plan.plan import Plan
 from xfer.recipe.loader import read
@@ -38,9 +39,8 @@ class Case:
     precision: str | None = None
     dropout: bool = False  # else the network's own is switched off, which is drawn in another way on parts of a batch
     scale: float | None = None  # that losses are multiplied with at first, in float16
-    begins: str = (
-        "alike"  # or 'disturbed': all ranks but 0 with other weights; or 'resumed': they know nothing of the epochs before the last
-    )
+    # or 'disturbed': all ranks but 0 with other weights; or 'resumed': they know nothing of the epochs before the last
+    begins: str = "alike"
     statistics: bool = False  # are estimated anew at the end
     quits: bool = False  # the last rank ends in the middle, like one that is killed
 
@@ -58,7 +58,7 @@ def main(cases: Path, rank: int, size: int, ports: list[str]) -> None:
         np.savez(folder / f"exchanged-{rank}-of-{size}.npz", **exchanged(team))
     np.savez(folder / f"layer-{rank}-of-{size}.npz", **normalised(team))
     for case in (Case(**given) for given in json.loads(cases.read_text())):
-        found = trained(backend, case, folder, rank=rank, size=size)
+        found = trained(backend, case, folder)
         np.savez(folder / f"{case.name}-{rank}-of-{size}.npz", **found)
 
 
@@ -100,25 +100,23 @@ def normalised(team: Any) -> dict[str, np.ndarray]:
     return found
 
 
-def trained(backend: Any, case: Case, folder: Path, *, rank: int, size: int) -> dict[str, np.ndarray]:
+def trained(backend: Any, case: Case, folder: Path) -> dict[str, np.ndarray]:
     """The record of each step, and the network's state after them."""
+    team = backend.team or ALONE
     plan = compile_plan(read(folder / case.recipe))
     if case.precision is not None:  # which a recipe gets on a GPU alone
         plan = Plan.model_validate_json(plan.model_dump_json().replace('"bfloat16"', f'"{case.precision}"'))
-    network, record = begun(backend, plan, case, size=size), {name: [] for name in ("losses", "correct", "counts")}
-    if case.begins == "disturbed" and size > 1:
-        network.load_tensors({name: value + rank for name, value in network.tensors().items()})
-        network.broadcast()
+    network, record = begun(backend, plan, case), {name: [] for name in ("losses", "correct", "counts")}
+    if case.begins == "disturbed" and team.size > 1:
+        network.load_tensors({name: value + team.rank for name, value in network.tensors().items()})
+        network.load_state(team.broadcast(network.state()))
     for epoch in range(case.epochs):
         if case.begins == "resumed" and epoch == case.epochs - 1:
             before = network.state()
-            network = begun(backend, plan, case, size=size)
-            if rank == 0:
-                network.load_state(before)
-            if size > 1:
-                network.broadcast()
+            network = begun(backend, plan, case)
+            network.load_state(team.broadcast(before))
         batches = global_batches(network, case, plan.model.image_size, epoch=epoch)
-        parts = (part(batch, rank=rank, size=size) for batch in quitting(batches, case.quits and rank == size - 1))
+        parts = (part(batch, team) for batch in quitting(batches, case.quits and team.rank == team.size - 1))
         done = network.train(parts, epoch=epoch, first_step=epoch * len(case.sizes), scale=1.0)
         for name, values in record.items():
             values += getattr(done, name)
@@ -128,14 +126,14 @@ def trained(backend: Any, case: Case, folder: Path, *, rank: int, size: int) -> 
     return {name: np.asarray(values) for name, values in record.items()} | {f"state/{k}": v for k, v in network.state().items()}
 
 
-def begun(backend: Any, plan: Plan, case: Case, *, size: int) -> Any:
+def begun(backend: Any, plan: Plan, case: Case) -> Any:
     network = backend.build(plan)
     for layer in network.parts.segments.network._flatten_layers():
         if not case.dropout and hasattr(layer, "rate"):
             layer.rate = 0.0
     weights = None if case.class_weights is None else np.array(case.class_weights, np.float32)
-    together = {"together": True} if size > 1 else {}
-    network.begin_phase(plan.phases[0], steps_per_epoch=len(case.sizes), class_weights=weights, **together)
+    together = backend.team is not None
+    network.begin_phase(plan.phases[0], steps_per_epoch=len(case.sizes), class_weights=weights, together=together)
     if case.scale is not None:
         network.trainer.scaler.scale.assign(case.scale)
     return network
@@ -160,13 +158,11 @@ def quitting(batches: list[Batch], quits: bool) -> Iterator[Batch]:
         yield batch
 
 
-def part(batch: Batch, *, rank: int, size: int) -> Batch:
-    """What a rank takes of a global batch: all of one with fewer rows than ranks."""
-    n = len(batch.labels)
-    if size == 1:
+def part(batch: Batch, team: Any) -> Batch:
+    """What a rank takes of a global batch."""
+    if team.size == 1:
         return batch
-    chosen = np.array_split(np.arange(n), size)[rank] if n >= size else np.arange(n)
-    share = len(chosen) / n if n >= size else 1 / size
+    chosen, share = part_of(np.arange(len(batch.labels)), team)
     return Batch(batch.rows[chosen], batch.inputs[chosen], batch.labels[chosen], share=share, labels_all=batch.labels)
 
 

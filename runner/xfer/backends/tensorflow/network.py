@@ -27,26 +27,16 @@ COMPUTE, LOGITS = "compute", "logits"
 MOST_CONSTANT_BYTES = 500 * 2**20  # of weights inside a graph, which may have 2 GiB in all
 
 
-class TensorflowNetwork(PhasedNetwork[Assembly]):
+class TensorflowNetwork(PhasedNetwork[Assembly, DeviceTeam]):
     """Implements `xfer.backends.backend.Network`."""
 
     def __init__(self, plan: Plan, base: Any, device: Device, *, team: DeviceTeam | None = None) -> None:
-        super().__init__(Assembly(plan, base, device))
-        self.team = team
+        super().__init__(Assembly(plan, base, device), team)
         self.named = self.parts.named
         self._graphs: dict[tuple[Any, ...], Callable[[Any], Any]] = {}
 
-    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool) -> Trainer:
-        assert self.team is not None or not together, "a phase is trained together by those who joined"
-        team = self.team if together else None
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, team: DeviceTeam | None) -> Trainer:
         return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, team=team)
-
-    def broadcast(self) -> None:
-        """All that a phase may have changed, and the optimizer's numbers, become rank 0's."""
-        assert self.team is not None, "only those who joined have a rank 0"
-        state = self.team.broadcast(self.state())
-        if self.team.rank:
-            self.load_state(state)
 
     # frozen computation
 

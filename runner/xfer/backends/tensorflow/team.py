@@ -11,30 +11,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from safetensors.numpy import load, save
 
-from xfer.backends.backend import Batch
+from xfer.backends.backend import Batch, Team
+from xfer.backends.steps import labels_weigh
 from xfer.backends.tensorflow import hardware
 from xfer.errors import XferError
 
-# What a sum raises when another rank has gone; it says nothing about the run itself, which may begin again without it.
-LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 IN_GRAPHS, BETWEEN_STEPS = 1001, 1002  # groups of sums; the strategy counts its own from 1
 PIECE_BYTES = 64 * 2**20  # of what is broadcast at once: the sum needs as much again
 WORD = np.dtype(np.int64)  # bits travel as whole numbers, whose sums with zero are exact
 
 
-class DeviceTeam:
+class DeviceTeam(Team):
     """This process as one of `size`, the `rank`-th. Every rank must make the same graphs and call the same methods in the same order."""
-
-    lost: tuple[type[BaseException], ...] = LOST
 
     def __init__(self, rank: int, size: int, *, place: str) -> None:
         """Waits until all are there; before any other computation of the process. `place` is TensorFlow's name of the device that trains.
@@ -96,11 +92,6 @@ class DeviceTeam:
             words[begin : begin + step] = self.sum(words[begin : begin + step])
         return words.view(np.uint8)[:length].tobytes()
 
-    def broadcast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rank 0's arrays by their names, to the bit; the others may hold other names and shapes."""
-        packed = b"" if self.rank else save({name: np.array(value, order="C") for name, value in arrays.items()})
-        return load(self.broadcast_bytes(packed))
-
 
 @dataclass(frozen=True)
 class Part:
@@ -122,11 +113,9 @@ PLACE = ("share", "growth", "labels_weigh")
 
 def place_of(batch: Batch, class_weights: np.ndarray | None) -> dict[str, float]:
     """What a step must know of a batch's place in its global one: the numbers of a `Part`, and what these rows' loss is divided by where
-    classes have weights, `labels_weigh`: the sum of the global batch's, times the part of its rows that is here."""
-    labels = batch.labels if batch.labels_all is None else batch.labels_all
-    weighed = 0.0 if class_weights is None else float(class_weights[labels].sum(dtype=np.float64))
-    growth = batch.total / len(batch.labels)
-    return {"share": batch.share, "growth": growth, "labels_weigh": weighed / growth}
+    classes have weights."""
+    weighed = 0.0 if class_weights is None else labels_weigh(batch, class_weights)
+    return {"share": batch.share, "growth": batch.total / len(batch.labels), "labels_weigh": weighed}
 
 
 _joined: list[DeviceTeam] = []  # at most one

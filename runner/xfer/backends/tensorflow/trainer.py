@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from xfer.backends.backend import Batch, StepRecord
 from xfer.backends.seen import Computed, Look
-from xfer.backends.steps import refuse_divergence, stops, under, updated_by
+from xfer.backends.steps import refuse_divergence, stops, tensors_seen, under, updated_by
 from xfer.backends.tensorflow import randomness
 from xfer.backends.tensorflow.assembly import Assembly
 from xfer.backends.tensorflow.average import Average
@@ -22,7 +22,6 @@ from xfer.backends.tensorflow.segments import Segments
 from xfer.backends.tensorflow.statistics import live
 from xfer.backends.tensorflow.team import PLACE, DeviceTeam, Part, place_of
 from xfer.ops.schedules import decay_at
-from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
 
 CHUNK_BATCHES = 64  # that a small head trains on in one call: Python between two steps would cost more than they do
@@ -64,7 +63,7 @@ class Trainer:
         self.generators = [] if self.only_head else randomness.generators(network)
         self.teaching = [] if parts.teacher is None else self._chain(parts.teacher)
         self.updated = [updated_by(step, self.variables, parts.group_of) for step in self.steps]
-        self.tensors = self._tensors()
+        self.tensors = tensors_seen(self.variables, own=parts.own, source=parts.source, groups=parts.group_of)
         self._momenta = [(layer, layer.momentum) for layer in self.norms]
         if phase.optimizer.norm_momentum is not None:
             for layer, _ in self._momenta:
@@ -100,12 +99,6 @@ class Trainer:
             "seeds": tf.TensorSpec([len(self.steps), len(self.generators), 2], tf.uint32),
         }
 
-    def _tensors(self) -> dict[str, Mapping[str, Any]]:
-        parts = self.parts
-        trained = {name: variable for name, variable in self.variables.items() if name in parts.source}
-        head = {name.removeprefix(f"{HEAD}."): v for name, v in self.variables.items() if parts.group_of[name] == HEAD}
-        return {"own": parts.own, "trained": trained, "source": {name: parts.source[name] for name in trained}, "head": head}
-
     def _averaged(self) -> dict[str, Any]:
         """All that may change in this phase."""
         frozen = set(self.phase.frozen)
@@ -121,10 +114,10 @@ class Trainer:
             looped = self.only_head and self.team is None
             for chunk in chunks(batches, CHUNK_BATCHES if looped else 1):
                 fed = self._fed(chunk, epoch=epoch, step=step, scale=scale)
-                if not looped:
-                    losses, correct = (value[None] for value in self._one({name: value[0] for name, value in fed.items()}))
-                else:
+                if looped:
                     losses, correct = self._many(fed)
+                else:
+                    losses, correct = (value[None] for value in self._one({name: value[0] for name, value in fed.items()}))
                 record.losses += losses.numpy().astype(np.float64).tolist()
                 record.correct += correct.numpy().tolist()
                 record.counts += [batch.total for batch in chunk]
@@ -143,7 +136,7 @@ class Trainer:
                 parts.plan.seed,
                 phase.index,
                 number,
-                part=None if self.team is None or len(batch.labels) == batch.total else self.team.rank,
+                part=self.team.rank if self.team is not None and batch.is_part else None,
                 n_steps=len(self.steps),
                 n_generators=len(self.generators),
             )
@@ -194,13 +187,11 @@ class Trainer:
                 scaled = self.scaler.scaled(loss if self.team is None else loss * tf.cast(fed["share"], loss.dtype))
             found = tape.gradient(scaled, watched) if watched else {}  # none where nothing of what the step names may train in this phase
             gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
-            if self.team is None:  # the order in which a graph is written decides how it rounds: resumed runs keep theirs
-                self._update(gradients, fed["rate"])
-                first = first or self._told(look, loss)
-            else:
+            if self.team is not None:
                 gradients, told = self._exchanged(self.team, gradients, self._told(look, loss), fed)
-                self._update(gradients, fed["rate"])
                 first = first or told
+            self._update(gradients, fed["rate"])
+            first = first or self._told(look, loss)  # last: a graph's order decides how it rounds, and resumed runs keep theirs
         if self.average is not None:
             self.average.update(fed["weight"])
         assert first is not None

@@ -56,9 +56,8 @@ class TorchBackend:
         return TorchNetwork(plan, base, self.device(plan.runtime.device), team=self.team)
 
     def load(self, plan: Plan, folder: Path) -> TorchNetwork:
-        network = TorchNetwork(
-            plan, self._bare(plan.source, seed=plan.seed, threads=None, image_size=plan.model.image_size), self.device(plan.runtime.device)
-        )
+        base = self._bare(plan.source, seed=plan.seed, threads=None, image_size=plan.model.image_size)
+        network = TorchNetwork(plan, base, self.device(plan.runtime.device), team=self.team)
         saved = read_tensors(folder / WEIGHTS_FILE)
         network.load_tensors({name: value.numpy() for name, value in saved.items() if name in network.named})
         return network

@@ -24,18 +24,15 @@ from xfer.plan.plan import PhasePlan, Plan
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class TorchNetwork(PhasedNetwork[Assembly]):
+class TorchNetwork(PhasedNetwork[Assembly, TorchTeam]):
     """Implements `xfer.backends.backend.Network`."""
 
     def __init__(self, plan: Plan, base: nn.Module, device: Device, *, team: TorchTeam | None = None) -> None:
-        super().__init__(Assembly(plan, base, device))
-        self.team = team
+        super().__init__(Assembly(plan, base, device), team)
         self.named = self.parts.named
         self._threads = torch.get_num_threads()
 
-    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, together: bool) -> Trainer:
-        assert self.team is not None or not together, "training together needs a team: Backend.join comes first"
-        team = self.team if together else None
+    def make_trainer(self, phase: PhasePlan, *, steps_per_epoch: int, class_weights: np.ndarray | None, team: TorchTeam | None) -> Trainer:
         return Trainer(self.parts, phase, steps_per_epoch=steps_per_epoch, class_weights=class_weights, team=team)
 
     # frozen computation

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
 
+from xfer.backends.backend import Team
 from xfer.errors import UsageError
 
 
-class TorchTeam:
+class TorchTeam(Team):
     """Implements `xfer.backends.backend.Team`. The process group is the launcher's (Ray Train's), or made from the variables that
     torchrun sets. What passes between processors of one kind goes over it; numpy arrays go over a gloo group beside it."""
-
-    lost: tuple[type[BaseException], ...] = (distributed.DistBackendError, distributed.DistNetworkError, RuntimeError)  # gloo: the last
 
     def __init__(self, rank: int, size: int, *, device: str) -> None:
         self.rank, self.size = rank, size
@@ -59,7 +57,3 @@ class TorchTeam:
         if len(content):
             distributed.broadcast(content, 0, group=self._host)
         return content.numpy().tobytes()
-
-    def broadcast(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        told: dict[str, np.ndarray] = pickle.loads(self.broadcast_bytes(pickle.dumps(dict(arrays)) if self.rank == 0 else b""))
-        return told

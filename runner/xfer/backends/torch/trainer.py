@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from xfer.backends.backend import Batch, StepRecord
 from xfer.backends.seen import Computed, Look
-from xfer.backends.steps import refuse_divergence, stops, under, updated_by
+from xfer.backends.steps import labels_weigh, refuse_divergence, stops, tensors_seen, under, updated_by
 from xfer.backends.torch.assembly import Assembly
 from xfer.backends.torch.average import Average
 from xfer.backends.torch.hardware import threads
@@ -22,7 +22,6 @@ from xfer.backends.torch.segments import Segments
 from xfer.backends.torch.shared_statistics import SharedStatistics
 from xfer.backends.torch.team import TorchTeam
 from xfer.methods.method import EVERYTHING, Step
-from xfer.plan.model_map import HEAD
 from xfer.plan.plan import PhasePlan
 
 SMALL_HEAD = 4_000_000  # parameters
@@ -43,8 +42,8 @@ class Trainer:
     ) -> None:
         """With a `team`, batches are parts of global ones, and gradients are exchanged at each step."""
         self.parts, self.phase, self.team = parts, phase, team
+        self.weights = class_weights
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights).float().to(parts.device)
-        self._class_weights_on_host = class_weights if class_weights is not None else np.ones(0, np.float32)
         self.steps = parts.method.steps()
         trainable = set(phase.trainable)
         self.parameters: dict[str, nn.Parameter] = {}
@@ -60,10 +59,10 @@ class Trainer:
         self.chain = self._chain(parts.segments)
         self.teaching = [] if parts.teacher is None else [(taps, piece.eval()) for taps, piece in self._chain(parts.teacher)]
         self.updated = [self._updated(step) for step in self.steps]
-        self.tensors = self._tensors()
+        self.tensors = tensors_seen(self.parameters, own=parts.own, source=parts.source, groups=parts.group_of)
         self.average = Average(self._averaged(), phase.optimizer.average) if phase.optimizer.average is not None else None
-        self.learns_statistics = bool(self._batch_norms()) or parts.plan.method.rewrites_statistics
-        self._momenta = [(module, module.momentum) for module in self._batch_norms()]
+        self.norms = trained_batch_norms(parts.segments, parts.owner, phase.train) if phase.norm == "train" else []
+        self._momenta = [(module, module.momentum) for module in self.norms]
         if phase.optimizer.norm_momentum is not None:
             for module, _ in self._momenta:
                 module.momentum = phase.optimizer.norm_momentum
@@ -75,20 +74,11 @@ class Trainer:
 
     # what is where
 
-    def _batch_norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
-        return trained_batch_norms(self.parts.segments, self.parts.owner, self.phase.train) if self.phase.norm == "train" else []
-
     def _chain(self, segments: Segments) -> Chain:
         """The suffix in pieces: each module gives what lies at these taps."""
         (_, taps), *later = places = stops(self.parts.plan, self.phase)
         pieces: Chain = [(taps, nn.Identity())] if taps else []
         return pieces + [(taps, segments.between(begin, end)) for (begin, _), (end, taps) in zip(places, later, strict=False)]
-
-    def _tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
-        parts = self.parts
-        trained = {name: p for name, p in self.parameters.items() if name in parts.source}
-        head = {name.removeprefix(f"{HEAD}."): p for name, p in self.parameters.items() if parts.group_of[name] == HEAD}
-        return {"own": parts.own, "trained": trained, "source": {name: parts.source[name] for name in trained}, "head": head}
 
     def _averaged(self) -> dict[str, torch.Tensor]:
         """All that may change in this phase."""
@@ -137,18 +127,17 @@ class Trainer:
         for number, (each, updated) in enumerate(zip(self.steps, self.updated, strict=True)):
             self._seed(step, number, batch)
             with self._shared_statistics(batch):
-                look = self._look(x, labels, masks, step, weights_sum=self._weights_sum(batch))
+                look = self._look(x, labels, masks, step, batch)
                 loss = each.loss(look)
-            told = loss.detach(), (look.logits.detach().argmax(1) == labels).sum()
-            if self.team is not None:
-                told = told[0] * batch.share, told[1] * batch.row_weight
-            if updated is None or updated:  # nothing of what it names may train in this phase
+            updates = updated is None or bool(updated)  # else nothing of what the step names may train in this phase
+            if updates:
                 self.scaler.scale(loss if self.team is None else loss * batch.share).backward(inputs=updated)
-                self._exchange(told)
+            if self.team is not None:
+                told = self._exchanged(self.team, self._told(look, loss), batch)
+                first = first or told
+            if updates:
                 self.optimizer.step(step, scale=scale, scaler=self.scaler)
-            else:
-                self._exchange(told)
-            first = first or told
+            first = first or self._told(look, loss)
         if self.average is not None:
             self.average.update(step)
         assert first is not None
@@ -158,46 +147,42 @@ class Trainer:
         """Dropout inside the network is drawn anew from (seed, phase, step), never from how often something was drawn before."""
         if isinstance(self.suffix, nn.Identity):
             return  # nothing in it is random; the head's masks are keyed by image
-        parted = self.team is not None and len(batch.labels) < batch.total  # each rank draws for its own rows
-        key = (self.parts.plan.seed, self.phase.index, step, number) + ((self.team.rank,) if parted and self.team else ())
-        words = np.random.SeedSequence(key).generate_state(1, np.uint64)
+        place = (self.team.rank,) if self.team is not None and batch.is_part else ()  # each rank draws for its own rows
+        words = np.random.SeedSequence((self.parts.plan.seed, self.phase.index, step, number, *place)).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
 
-    def _exchange(self, told: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """In a team: gradients, loss and hits become the sums over the ranks."""
-        if self.team is not None:
-            gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-            self.team.sum_together([*gradients, *told])
+    def _told(self, look: Look, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return loss.detach(), (look.logits.detach().argmax(1) == look.labels).sum()
+
+    def _exchanged(self, team: TorchTeam, told: tuple[torch.Tensor, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The global batch's loss and number of hits; by the same exchange the gradients, of each rank's share of the loss, become the
+        global batch's. Rows that every rank computes count once."""
+        loss, hits = told[0] * batch.share, told[1] * batch.row_weight
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        team.sum_together([*gradients, loss, hits])
+        return loss, hits
 
     def _shared_statistics(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
-        learns = self.team is not None and self.learns_statistics
-        return SharedStatistics(self.team, batch.row_weight) if learns and self.team else contextlib.nullcontext()
+        if self.team is None or not (self.norms or self.parts.plan.method.rewrites_statistics):
+            return contextlib.nullcontext()
+        return SharedStatistics(self.team, batch.row_weight)
 
-    def _weights_sum(self, batch: Batch) -> float | None:
-        """What the sum of the rows' class weights is divided by where a batch is spread: the global batch's sum of them, of which this
-        rank's loss, weighted by its share, holds the part of its rows."""
-        if self.team is None or self.class_weights is None or batch.labels_all is None:
-            return None
-        return float(self._class_weights_on_host[batch.labels_all].sum()) * len(batch.labels) / batch.total
-
-    def _look(
-        self, x: torch.Tensor, labels: torch.Tensor, masks: list[torch.Tensor] | None, step: int, *, weights_sum: float | None
-    ) -> Look:
+    def _look(self, x: torch.Tensor, labels: torch.Tensor, masks: list[torch.Tensor] | None, step: int, batch: Batch) -> Look:
         return Look(
             labels,
             self._compute(x, self.chain, masks),
             progress=step / max(1, self.optimizer.steps),
             tensors=self.tensors,
             teach=lambda: self._teach(x),
-            cross_entropy=lambda logits, labels: self._cross_entropy(logits, labels, weights_sum),
+            cross_entropy=lambda logits, labels: self._cross_entropy(logits, labels, batch),
         )
 
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, weights_sum: float | None) -> torch.Tensor:
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, batch: Batch) -> torch.Tensor:
         smoothing, weights = self.phase.optimizer.label_smoothing, self.class_weights
-        if weights_sum is None:
+        if self.team is None or self.weights is None:
             return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
         summed = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction="sum")
-        return summed / weights_sum
+        return summed / labels_weigh(batch, self.weights)
 
     def _compute(self, x: torch.Tensor, chain: Chain, masks: list[torch.Tensor] | None) -> Computed:
         taps = {}
@@ -219,7 +204,7 @@ class Trainer:
     def reestimate(self, batches: Iterable[np.ndarray]) -> None:
         """Statistics of the trained groups' batch normalisation anew, as the mean over these batches with the weights as they are now
         (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3: precise BN)."""
-        modules = self._batch_norms()
+        modules = self.norms
         self.parts.base.eval()
         self.suffix.eval()
         before = [module.momentum for module in modules]
