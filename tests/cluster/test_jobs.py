@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from xfer.cluster.jobs import Job, Log
+from xfer.cluster.jobs import Job, Jobs, Log
 
 
 def job(status: str = "FAILED", *, exit_code: int | None = None, message: str | None = None) -> Job:
@@ -66,18 +68,35 @@ SHOWN = [
 ]
 
 
+def test_a_reader_that_has_gone_is_no_broken_connection():
+    """`xfer logs --follow | head`: what our own stdout raises comes out, and the log is not asked for again."""
+
+    class Client:
+        async def tail_job_logs(self, job):
+            yield "bundle: /runs/r/1\n"
+
+    jobs = Jobs.__new__(Jobs)
+    jobs._client = Client()
+
+    def gone(text):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(jobs._tail("raysubmit_1", 0, gone))
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])
 def test_the_log_is_shown_without_ray_s_own_lines_however_it_comes(size):
     log = Log()
     lines = [line for start in range(0, len(LOG), size) for line in log.feed(LOG[start : start + size])]
     assert [*lines, *log.end()] == SHOWN
     assert log.bundle == "/root/xfer/runs/r/1"
-    assert log.received == len(LOG)
 
 
 def test_a_bundle_that_is_mirrored_is_the_mirror_for_others():
     log = Log()
-    assert list(log.feed("bundle: /root/xfer/runs/r/1\nmirrored: s3://bucket/xfer/runs/r/1\n")) != []
+    lines = ["bundle: /root/xfer/runs/r/1", "mirrored: s3://bucket/xfer/runs/r/1"]
+    assert list(log.feed("".join(f"{line}\n" for line in lines))) == lines
     assert log.bundle == "s3://bucket/xfer/runs/r/1"
 
 

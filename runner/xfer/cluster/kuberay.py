@@ -17,7 +17,8 @@ import yaml
 
 from xfer.cluster.jobs import RECIPE, RUN, STOPS_WITHIN
 from xfer.cluster.pack import FILES, Package, gather
-from xfer.cluster.submission import Submission, command
+from xfer.cluster.submission import Submission, command, is_url
+from xfer.data.store_faults import size_text
 from xfer.errors import UsageError
 from xfer.recipe.loader import Reading
 
@@ -62,7 +63,7 @@ def gather_for_config_map(reading: Reading) -> Package:
     package = gather(reading)
     if package.bytes > CONFIG_BYTES:
         raise UsageError(
-            f"recipe and plugins have {package.bytes / 1e6:.1f} MB, more than the {CONFIG_BYTES / 1e6:.1f} MB that a ConfigMap holds"
+            f"recipe and plugins have {size_text(package.bytes)}, more than the {size_text(CONFIG_BYTES)} that a ConfigMap holds"
         )
     return package
 
@@ -85,7 +86,7 @@ def manifest(
     items = [{"key": "job.sh", "path": "job.sh"}, *({"key": key, "path": f"{FILES}/{file}"} for key, file in keys.items())]
     volumes: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": name, "items": items}}]
     mounts: list[dict[str, Any]] = [{"name": "job", "mountPath": MOUNT, "readOnly": True}]
-    if "://" not in sent.storage:
+    if not is_url(sent.storage):
         volumes.append({"name": "storage", "persistentVolumeClaim": {"claimName": CLAIM}})
         mounts.append({"name": "storage", "mountPath": sent.storage})
     pod = _Pod(image or f"xfer-runner:{version('xfer-runner')}", volumes, mounts)
@@ -172,13 +173,16 @@ def _gpus(sent: Submission) -> float:
 
 
 def _pods(n_workers: int, gpus: float) -> int:
-    """Workers that take a part of a GPU share pods."""
-    return math.ceil(n_workers * gpus) if 0 < gpus < 1 else n_workers
+    """Workers that take a part of a GPU share pods, as many as its GPU and its CPUs hold.
+
+    >>> _pods(4, 0.5), _pods(3, 0.6), _pods(8, 0.125), _pods(4, 2.0), _pods(4, 0.0)
+    (2, 3, 2, 4, 4)
+    """
+    return math.ceil(n_workers / min(int(1 / gpus + 1e-9), int(WORKER["cpu"]))) if 0 < gpus < 1 else n_workers
 
 
 def _header(sent: Submission, image: str, name: str, namespace: str | None) -> str:
     where = f" --namespace {namespace}" if namespace else ""
-    assert sent.storage is not None
     lines = [
         f"{sent.name} as a RayJob for KubeRay v1.7.0, written by xfer submit --kuberay.",
         f"Submit it:  kubectl apply{where} -f THIS_FILE",
@@ -186,7 +190,7 @@ def _header(sent: Submission, image: str, name: str, namespace: str | None) -> s
         f"Stop it:    kubectl delete rayjob{where} {name}",
         f"It needs the image {image}, and data and weights where the image's processes find them.",
     ]
-    if "://" not in sent.storage:
+    if not is_url(sent.storage):
         lines.append(f"It needs a PersistentVolumeClaim '{CLAIM}' that all pods may mount (ReadWriteMany): the bundle goes there.")
     if sent.gpus_per_worker is None:
         lines.append("The recipe leaves gpus_per_worker open: one GPU a worker. For none, write --gpus-per-worker 0.")
