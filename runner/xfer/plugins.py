@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
-from xfer.errors import UsageError
+from xfer.errors import UsageError, XferError
 
 GROUPS = ("sources", "datasets", "methods", "freezes", "backends")
 
@@ -33,6 +34,11 @@ class Plugin:
 
 
 LOCAL_NAME = "xfer_plugins"  # what a local plugin file assigns: {"methods": {"mine": Mine}, "freezes": {...}}
+# What someone else's file may raise while it is loaded.
+LOADING_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError),
+    *(RuntimeError, SyntaxError, SystemExit, TypeError, ValueError, XferError),
+)
 _local: dict[str, dict[str, Plugin]] = {group: {} for group in GROUPS}
 
 
@@ -111,9 +117,11 @@ def load_local(source: str, *, stem: str) -> str:
         sys.modules[name] = module
         try:
             exec(compile(source, f"{stem}.py", "exec"), module.__dict__)
-        except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        except LOADING_ERRORS as error:
             del sys.modules[name]
-            raise UsageError(f"the plugin file {stem}.py can't be loaded: {type(error).__name__}: {error}") from error
+            at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == f"{stem}.py"]
+            line = f"line {at[-1]}: " if at else ""
+            raise UsageError(f"the plugin file {stem}.py can't be loaded: {line}{type(error).__name__}: {error}") from error
     declared = getattr(sys.modules[name], LOCAL_NAME, None)
     if not isinstance(declared, dict) or not set(declared) <= set(GROUPS):
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -43,3 +44,18 @@ def test_a_run_that_fails_before_its_data_are_open_has_a_report(tmp_path: Path, 
     page = (tmp_path / "bundle" / "report.html").read_text()
     assert "The run stopped with an error." in page
     assert "the dataset changed since the plan was made" in page
+
+
+def test_without_ray_a_spread_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.yaml").write_text(RECIPE)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *package: None if name == "ray" else find(name, *package))
+    assert run(["run", "digits.yaml", "--out", "bundle", "--workers", "2"]) == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error: a run over several workers needs Ray, which is not installed",
+        "  pip install 'xfer-runner[cluster]'",
+    ]
+    assert not (tmp_path / "bundle").exists()

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from xfer.cluster.jobs import Job, Jobs, Log
+from xfer.cluster.jobs import ATTEMPTS, Job, Jobs, Log
+from xfer.errors import XferError
 
 
 def job(status: str = "FAILED", *, exit_code: int | None = None, message: str | None = None) -> Job:
@@ -83,6 +84,26 @@ def test_a_reader_that_has_gone_is_no_broken_connection():
 
     with pytest.raises(BrokenPipeError):
         asyncio.run(jobs._tail("raysubmit_1", 0, gone))
+
+
+def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
+    """Though each time the log ends as if it were whole."""
+    monkeypatch.setattr("xfer.cluster.jobs.POLL_SECONDS", 0.001)
+    asked = []
+
+    class Client:
+        async def tail_job_logs(self, job):
+            yield "bundle: /runs/r/1\n"
+
+        def get_job_info(self, job):
+            asked.append(job)
+            raise ConnectionError
+
+    jobs = Jobs.__new__(Jobs)
+    jobs._client, jobs.address = Client(), "http://127.0.0.1:8265"
+    with pytest.raises(XferError, match="broke while the job raysubmit_1 ran"):
+        jobs.follow("raysubmit_1", piece=lambda text: None)
+    assert len(asked) == ATTEMPTS + 1  # the first answer had brought some of the log
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])

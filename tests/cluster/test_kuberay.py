@@ -113,7 +113,7 @@ def test_its_script_runs_the_recipe_with_its_overrides_as_they_were_written(mani
     where, *asked = done.stdout.splitlines()
     assert where == str(tmp_path / "mounted" / "files")
     out = f"/mnt/xfer/runs/Flowers ResNet_18/{job['metadata']['name'].removeprefix('flowers-resnet-18-')}"
-    assert asked == ["-P", "-m", "xfer.cli", "run", "--out", out, "r.yaml", *value]
+    assert asked == ["-P", "-m", "xfer.cli", "run", "--out", out, "r.yaml", *value, "cluster.storage=/mnt/xfer"]
 
 
 def test_one_worker_runs_in_the_job_and_takes_a_pod(manifest):
@@ -149,10 +149,9 @@ def test_several_workers_run_beside_the_job(manifest):
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
     assert "persistentVolumeClaim" not in text
-    assert (
-        "run --address auto --workers 4 --gpus-per-worker 2 --storage s3://bucket/xfer --out '/tmp/xfer/runs/Flowers ResNet_18/"
-        in config["data"]["job.sh"]
-    )
+    script = config["data"]["job.sh"]
+    assert "run --address auto --out '/tmp/xfer/runs/Flowers ResNet_18/" in script
+    assert script.endswith(" r.yaml cluster.workers=4 cluster.gpus_per_worker=2.0 cluster.storage=s3://bucket/xfer\n")
     assert {each["metadata"]["namespace"] for each in (config, job)} == {"teams"}
     assert f"# Stop it:    kubectl delete rayjob --namespace teams {job['metadata']['name']}\n" in text
 
@@ -163,7 +162,7 @@ def test_an_elastic_run_lets_the_cluster_grow(manifest):
     (group,) = cluster["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
     assert cluster["enableInTreeAutoscaling"] is True
-    assert "run --address auto --gpus-per-worker 0.5 --storage /mnt/xfer --out '/mnt/xfer/runs/" in config["data"]["job.sh"]
+    assert "run --address auto --out '/mnt/xfer/runs/" in config["data"]["job.sh"]
 
 
 def test_no_gpu(manifest):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from xfer.cli.conventions import in_the_recipe
 from xfer.cluster.preflight import Found, Wanted
-from xfer.cluster.submission import Asked, Submission, command, submission, take
+from xfer.cluster.submission import Submission, command, submission, take
 from xfer.errors import RecipeError, UsageError
 from xfer.recipe.loader import read
 
@@ -24,9 +25,9 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(RECIPE)
 
-    def of(*overrides: str, recipe: str = RECIPE, **asked: object) -> Submission:
+    def of(*overrides: str, recipe: str = RECIPE, **options: object) -> Submission:
         Path("r.yaml").write_text(recipe)
-        return submission(read("r.yaml", overrides), Asked(**asked))  # type: ignore[arg-type]
+        return submission(read("r.yaml", overrides + in_the_recipe(**options)))
 
     return of
 
@@ -43,28 +44,26 @@ def test_one_worker_needs_no_ray_and_leaves_its_bundle_outside_the_job_s_folder(
 
 
 def test_a_bundle_is_brought_to_a_url_from_where_the_job_runs(sent):
-    assert options(sent(storage="s3://b/xfer")) == "--address auto --storage s3://b/xfer --out /root/xfer/runs/flowers/1"
-    assert options(sent("cluster.storage=s3://b/xfer")) == "--address auto --out /root/xfer/runs/flowers/1"  # the recipe says the rest
+    assert options(sent(storage="s3://b/xfer")) == "--address auto --out /root/xfer/runs/flowers/1"  # the recipe says the rest
 
 
 def test_several_workers_join_the_job_s_cluster(sent):
     here = "--out /root/xfer/runs/flowers/1"
-    assert options(sent(workers=4)) == f"--address auto --workers 4 {here}"
-    assert options(sent("cluster.workers=4")) == f"--address auto {here}"
-    there = "--out /mnt/runs/flowers/1"
-    assert options(sent("cluster.workers=4", storage="/mnt")) == f"--address auto --storage /mnt {there}"
-    assert options(sent(workers=4, gpus_per_worker=0.5, storage="/mnt")) == (
-        f"--address auto --workers 4 --gpus-per-worker 0.5 --storage /mnt {there}"
-    )
-    assert options(sent("cluster.workers={min: 1, max: 8}", storage="/mnt", gpus_per_worker=10.0)) == (
-        f"--address auto --gpus-per-worker 10 --storage /mnt {there}"
-    )
+    assert options(sent(workers=4)) == f"--address auto {here}"
+    assert options(sent("cluster.workers=4", storage="/mnt")) == "--address auto --out /mnt/runs/flowers/1"
 
 
 def test_the_command_line_overrules_the_recipe(sent):
     found = sent("cluster.workers=4", "cluster.storage=/mnt/a", workers=2, storage="/mnt/b", gpus_per_worker=0.0)
     assert (found.workers, found.storage, found.gpus_per_worker) == ((2, 2), "/mnt/b", 0.0)
-    assert options(sent("cluster.address=head:6379", workers=1)) == "--address auto --workers 1 --out /root/xfer/runs/flowers/1"
+    assert options(sent("cluster.address=head:6379", workers=1)) == "--address auto --out /root/xfer/runs/flowers/1"
+
+
+def test_what_no_cluster_can_do_is_said_before_anything_leaves(sent):
+    with pytest.raises(RecipeError) as caught:
+        sent(workers=64, recipe=RECIPE.replace("file:/mnt/models/pets.keras", "torchvision/squeezenet1_1"))
+    expected = "command line: cluster.workers=64: 64 workers can't share batches of 32 images (target.batch_size)"
+    assert caught.value.message.splitlines() == [expected]
 
 
 def test_what_the_preflight_is_asked(sent):

@@ -255,6 +255,29 @@ def test_places_outside_the_recipe(place):
         assert found[0].startswith(start), found
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"names = 'caf\xe9'", "can't read {file}: it is not UTF-8 text (byte 12)"),
+        (b"import os\n\ndef f():\n    return os.environ['NO_SUCH_THING']\n\nf()\n", "line 4: KeyError: 'NO_SUCH_THING'"),
+        (b"1 / 0", "the plugin file mine.py can't be loaded: line 1: ZeroDivisionError: division by zero"),
+        (b"raise SystemExit(3)", "the plugin file mine.py can't be loaded: line 1: SystemExit: 3"),
+        (b"def f(:", "the plugin file mine.py can't be loaded: SyntaxError: "),
+    ],
+)
+def test_a_plugin_may_fail_in_any_way(place, content, said):
+    (place / "mine.py").write_bytes(content)
+    (found,) = faults(place, GOOD + "plugins: [mine.py]\n")
+    assert found.startswith("r.yaml:14:11: plugins[0]: ")
+    assert said.format(file=place / "mine.py") in found
+
+
+def test_a_plugin_may_be_long(place):
+    """Longer than what Linux takes as an argument of a process."""
+    (place / "mine.py").write_text("xfer_plugins = {}\n" + "# a long word\n" * 20_000)
+    assert faults(place, GOOD + "plugins: [mine.py]\n") == []
+
+
 def test_no_data_looks_at_neither_data_nor_weight_files(place):
     text = GOOD.replace("path: data", "path: dta").replace("weights: none", "weights: ./nothing.pth")
     assert faults(place, text, data=False) == []

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from xfer.cli.conventions import json_option, print_table
 from xfer.data.cache import Removal, StoreEntry, cache_entries, prune, remove
 from xfer.data.store_faults import size_text
 from xfer.errors import StoreError, UsageError
@@ -30,7 +30,6 @@ cache_option = click.option(
     show_envvar=True,
     help="The cache folder.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
 @click.group("cache")
@@ -48,7 +47,7 @@ def list_stores(root: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"cache": str(root), "stores": [entry.as_dict() for entry in entries]}, indent=1))
     elif entries:
-        Console(highlight=False, width=None if Console().is_terminal else 200).print(table(entries, time.time()))
+        print_table(table(entries, time.time()))
         click.echo(f"{counted(len(entries))}, {size_text(sum(entry.bytes for entry in entries))} in {root}", err=True)
     else:
         click.echo(f"no store in {root}", err=True)

@@ -9,14 +9,13 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from xfer.cli.conventions import json_option, print_table
 from xfer.cluster.authentication import EXAMPLE, Access, access
 from xfer.cluster.jobs import Job, Jobs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
 def cluster_options(function: Function) -> Function:
@@ -46,7 +45,7 @@ def command(address: str | None, allow_http: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"address": jobs.address, "jobs": [job.as_dict() for job in found]}, indent=1))
     elif found:
-        Console(highlight=False, width=None if Console().is_terminal else 200).print(table(found, time.time()))
+        print_table(table(found, time.time()))
     else:
         click.echo(f"no job at {jobs.address}", err=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -11,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xfer.cli.conventions import json_option, run_id, runs_folder
 from xfer.cli.progress import Terminal
-from xfer.cli.run_command import run_id
 from xfer.engine.parity import LOSS, POINTS, Check, Document, run
 from xfer.errors import EXIT_DONE, EXIT_FAILED, RecipeError
 from xfer.recipe.loader import read
@@ -27,7 +26,7 @@ STYLES = {"within": "green", "differs": "red", "reported": "dim"}
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of both runs (default: runs/<name>/parity-<id>).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@json_option
 def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> int:
     """Run RECIPE on both backends with the same weights, data, order and head, and say where they differ.
 
@@ -38,7 +37,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json:
     if reading.recipe is None:
         raise RecipeError(faults=reading.faults)  # others are found together with what the compiler has to say
     name = reading.recipe.name or reading.files[0].stem
-    folder = (out or Path(os.environ.get("XFER_RUNS", "runs")) / name / f"parity-{run_id()}").absolute()
+    folder = (out or runs_folder() / name / f"parity-{run_id()}").absolute()
     document = run(recipe, overrides, folder, say=Terminal(quiet=False).note)
     if as_json:
         click.echo(json.dumps(document.as_dict(), indent=1))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import signal
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
 import click
 import yaml
 
+from xfer.cli.conventions import in_the_recipe, run_id, runs_folder
 from xfer.cli.progress import Terminal
+from xfer.cluster.connect import ray_installed
 from xfer.cluster.launch import bundle_place, run_on_cluster
 from xfer.cluster.storage import Storage
 from xfer.compile.data_facts import open_dataset
@@ -71,7 +70,7 @@ def command(
 ) -> None:
     """Run RECIPE with overrides, or go on with a bundle."""
     terminal = Terminal(quiet=quiet)
-    overrides += tuple(f"cluster.{name}={value}" for name, value in spread.items() if value is not None)
+    overrides += in_the_recipe(**spread)
     bundle, mirrored = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out, say=terminal.note)
     stop = StopFlag()  # only now: a download ends at once
     click.echo(f"bundle: {bundle.folder}", err=True)
@@ -104,7 +103,9 @@ def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, s
         raise UsageError("give a recipe to run, or --resume with a bundle", hint="e.g. xfer run recipes/quickstart.yaml")
     reading = read(recipe, overrides)
     plan = ready_plan(reading, say=say)
-    folder, mirrored = bundle_place(plan, run_id(), out=out, runs=Path(os.environ.get("XFER_RUNS", "runs")))
+    if plan.cluster is not None:
+        ray_installed()
+    folder, mirrored = bundle_place(plan, run_id(), out=out, runs=runs_folder())
     resolved = yaml.safe_dump(reading.resolved, sort_keys=False, allow_unicode=True)
     bundle = Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)
     if mirrored is not None:
@@ -118,8 +119,3 @@ def _resumed(folder: Path, recipe: Path | None, out: Path | None, overrides: tup
     bundle = Bundle(folder.absolute())
     noted = bundle.folder / MIRRORED
     return bundle, Storage(**json.loads(noted.read_text())) if noted.exists() else None
-
-
-def run_id() -> str:
-    """Sortable by time, unique among runs that start in the same second."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -6,7 +6,8 @@ import json
 
 import click
 
-from xfer.cli.jobs_command import cluster_options, json_option, way_to
+from xfer.cli.conventions import json_option
+from xfer.cli.jobs_command import cluster_options, way_to
 from xfer.cluster.jobs import STOP_SECONDS, Jobs
 from xfer.errors import XferError
 

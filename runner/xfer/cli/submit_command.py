@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from xfer.cli.jobs_command import cluster_options, json_option, warn, way_to
-from xfer.cli.run_command import run_id
+from xfer.cli.conventions import in_the_recipe, json_option, run_id
+from xfer.cli.jobs_command import cluster_options, warn, way_to
 from xfer.cluster import kuberay
 from xfer.cluster.jobs import OWN_FAILURES, RECIPE, RUN, Job, Jobs, Log
 from xfer.cluster.pack import Package, gather, write
 from xfer.cluster.preflight import preflight
-from xfer.cluster.submission import Asked, Submission, address_of, submission, take
+from xfer.cluster.submission import Submission, address_of, submission, take
 from xfer.cluster.submission import command as shell_command
 from xfer.errors import EXIT_DONE, EXIT_INTERRUPTED, UsageError, XferError
 from xfer.recipe.loader import read
@@ -57,15 +57,15 @@ def command(
         raise UsageError("--output, --image and --namespace are the manifest's, and need --kuberay beside them")
     if as_manifest and (no_wait or as_json):
         raise UsageError("--kuberay submits nothing, so --no-wait and --json mean nothing beside it")
+    overrides += in_the_recipe(workers=workers, gpus_per_worker=gpus_per_worker, storage=storage)
     reading = read(recipe, overrides)
-    asked = Asked(workers, gpus_per_worker, storage)
     if as_manifest:
         package = kuberay.gather_for_config_map(reading)
-        text = kuberay.manifest(submission(reading, asked), package, overrides, run_id=run_id(), image=image, namespace=namespace)
+        text = kuberay.manifest(submission(reading), package, overrides, run_id=run_id(), image=image, namespace=namespace)
         return _write_manifest(text, output)
     way = way_to(address, allow_http=allow_http)
     package = gather(reading, forbidden=way.token.text if way.token else None)
-    sent = submission(reading, asked)
+    sent = submission(reading)
     jobs = Jobs(way)
     job = _queue(jobs, sent, package, overrides)
     click.echo(f"job: {job}", err=True)

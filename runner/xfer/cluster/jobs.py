@@ -175,11 +175,12 @@ class Jobs:
                 received, is_whole = asyncio.run(self._tail(job, received, piece)), True
             except _Broken as broken:
                 received, is_whole = broken.received, False
-            now = self._ended_or_none(job)
-            if now is not None and is_whole:
+            now = self._now_or_none(job)
+            has_ended = now is not None and now.has_ended
+            if now is not None and has_ended and is_whole:
                 return now
-            left = ATTEMPTS if is_whole or received > before else left - 1
-            if left == 0 and now is not None:
+            left = ATTEMPTS if received > before or (is_whole and now is not None) else left - 1
+            if left == 0 and now is not None and has_ended:
                 return now
             if left == 0:
                 raise XferError(
@@ -221,14 +222,14 @@ class Jobs:
             if new:
                 piece(new)  # outside the try: a reader of ours that has gone is no broken connection
 
-    def _ended_or_none(self, job: str) -> Job | None:
+    def _now_or_none(self, job: str) -> Job | None:
+        """None where the cluster does not answer."""
         try:
-            now = self.info(job)
+            return self.info(job)
         except UsageError:
             raise
         except XferError:
             return None
-        return now if now.has_ended else None
 
 
 class _Broken(Exception):

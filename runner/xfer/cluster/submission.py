@@ -13,7 +13,7 @@ from xfer import plugins
 from xfer.cluster.pack import FILES
 from xfer.cluster.preflight import Found, Wanted
 from xfer.cluster.storage import scheme_of
-from xfer.compile.cluster import workers
+from xfer.compile.cluster import gpus_per_worker, workers
 from xfer.compile.compiler import Depth, check
 from xfer.compile.names import provider_and_name
 from xfer.compile.secrets import secret_of
@@ -22,15 +22,6 @@ from xfer.errors import Fault, RecipeError, UsageError
 from xfer.recipe.loader import Reading
 
 PYTHON = ("python3", "-P", "-m", "xfer.cli")  # as the preflight found it: a job's PATH need not hold the command `xfer` of that Python
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line says beside the recipe; None leaves it to the recipe's `cluster:`."""
-
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,6 @@ class Submission:
     gpus_per_worker: float | None
     storage: str | None
     has_address: bool
-    asked: Asked
 
     @property
     def is_spread(self) -> bool:
@@ -57,12 +47,7 @@ class Submission:
     def options(self, *, runs: str, run_id: str) -> list[str]:
         """What `xfer run` gets beside recipe and overrides. A bundle lies in the storage where that is a folder, else in `runs`, a folder
         of the node that the job runs on (and is brought to the storage from there); never in the job's own, which the cluster clears."""
-        found = []
-        if self.is_spread:
-            gpus = None if self.asked.gpus_per_worker is None else f"{self.asked.gpus_per_worker:g}"
-            asked = {"--workers": self.asked.workers, "--gpus-per-worker": gpus, "--storage": self.asked.storage}
-            found += ["--address", "auto"]
-            found += [text for option, value in asked.items() if value is not None for text in (option, str(value))]
+        found = ["--address", "auto"] if self.is_spread else []
         place = runs if self.storage is None or is_url(self.storage) else posixpath.join(self.storage, "runs")
         return [*found, "--out", posixpath.join(place, self.name, run_id)]
 
@@ -71,7 +56,7 @@ def is_url(location: str | None) -> bool:
     return location is not None and scheme_of(location) is not None
 
 
-def submission(reading: Reading, asked: Asked) -> Submission:
+def submission(reading: Reading) -> Submission:
     """What a recipe asks of a cluster. Raises RecipeError with all faults that can be told from here, UsageError for a storage that no
     node can mean."""
     backend, depth = _look_from_here(reading)
@@ -80,19 +65,13 @@ def submission(reading: Reading, asked: Asked) -> Submission:
         raise RecipeError(faults=faults)
     recipe = reading.recipe
     assert recipe is not None
-    gpus = asked.gpus_per_worker
-    if gpus is None and recipe.cluster.gpus_per_worker != "auto":
-        gpus = recipe.cluster.gpus_per_worker
-    elif gpus is None and recipe.runtime.device == "cpu":
-        gpus = 0.0
     return Submission(
         name=recipe.name or reading.files[0].stem,
         backend=backend,
-        workers=workers(recipe) if asked.workers is None else (asked.workers, asked.workers),
-        gpus_per_worker=gpus,
-        storage=_storage(asked.storage or recipe.cluster.storage),
+        workers=workers(recipe),
+        gpus_per_worker=gpus_per_worker(recipe),
+        storage=_storage(recipe.cluster.storage),
         has_address=recipe.cluster.address is not None,
-        asked=asked,
     )
 
 

@@ -19,7 +19,7 @@ def plan_cluster(recipe: Recipe) -> ClusterPlan | None:
         storage = os.path.abspath(os.path.expanduser(storage))
     return ClusterPlan(
         workers=workers(recipe),
-        gpus_per_worker=None if cluster.gpus_per_worker == "auto" else float(cluster.gpus_per_worker),
+        gpus_per_worker=gpus_per_worker(recipe),
         address=cluster.address,
         storage=storage,
         max_failures=cluster.max_failures,
@@ -32,13 +32,21 @@ def workers(recipe: Recipe) -> tuple[int, int]:
     return (found, found) if isinstance(found, int) else (found.min, found.max)
 
 
+def gpus_per_worker(recipe: Recipe) -> float | None:
+    """None where the cluster decides: one where it has any. None are asked for where a run is to be on processors."""
+    found = recipe.cluster.gpus_per_worker
+    if found != "auto":
+        return float(found)
+    return 0.0 if recipe.runtime.device == "cpu" else None
+
+
 def check_cluster(recipe: Recipe, *, backend: str | None, collector: Collector) -> None:
     """Reports what no cluster can do."""
     fewest, most = workers(recipe)
     if backend == "tensorflow" and fewest != most:
         collector.add("cluster.workers", f"an elastic number of workers is for PyTorch; with Keras give one number, such as {most}")
-    gpus = recipe.cluster.gpus_per_worker
-    if backend == "tensorflow" and most > 1 and gpus != "auto" and 0 < float(gpus) < 1:
-        collector.add("cluster.gpus_per_worker", f"Keras workers need a GPU each, or none: write 1 or 0, not {float(gpus):g}")
+    gpus = gpus_per_worker(recipe)
+    if backend == "tensorflow" and most > 1 and gpus is not None and 0 < gpus < 1:
+        collector.add("cluster.gpus_per_worker", f"Keras workers need a GPU each, or none: write 1 or 0, not {gpus:g}")
     if most > recipe.target.batch_size:
         collector.add("cluster.workers", f"{most} workers can't share batches of {recipe.target.batch_size} images (target.batch_size)")

@@ -99,8 +99,9 @@ def _keep(file: Path, facts: ModelFacts) -> None:
 
 
 def _in_child(question: Question) -> ModelFacts:
-    command = [sys.executable, "-m", "xfer.compile.model_facts", question.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "xfer.compile.model_facts"]
+    written = question.model_dump_json()  # not an argument: Linux takes 128 KiB of one, and plugins may be longer
+    done = subprocess.run(command, input=written, capture_output=True, text=True, encoding="utf-8", check=False)
     lines = done.stdout.strip().splitlines()
     if not lines:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -113,13 +114,13 @@ def _in_child(question: Question) -> ModelFacts:
     return ModelFacts.model_validate(reply)
 
 
-def _child(argument: str) -> None:
+def _child(written: str) -> None:
     try:
-        sys.stdout.write(make(Question.model_validate_json(argument)).model_dump_json() + "\n")
+        sys.stdout.write(make(Question.model_validate_json(written)).model_dump_json() + "\n")
     except XferError as error:
         reply = {"error": error.message, "kind": type(error).__name__, "hint": error.hint, "path": getattr(error, "path", None)}
         sys.stdout.write(json.dumps(reply) + "\n")
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1])
+    _child(sys.stdin.buffer.read().decode("utf-8"))

@@ -68,10 +68,12 @@ def _local(reading: Reading, recipe: Recipe, names: Names, collector: Collector)
     for index, written in enumerate(recipe.plugins):
         file = (reading.files[0].parent / written).absolute()
         try:
-            source = file.read_text()
+            source = file.read_text(encoding="utf-8-sig")
             names.local_sources[f"{plugins.load_local(source, stem=file.stem)}"] = source
         except OSError as error:
             collector.add(f"plugins[{index}]", f"can't read {file}: {(error.strerror or str(error)).lower()}")
+        except UnicodeDecodeError as error:
+            collector.add(f"plugins[{index}]", f"can't read {file}: it is not UTF-8 text (byte {error.start})")
         except UsageError as error:
             collector.add(f"plugins[{index}]", error.message)
 
