@@ -27,6 +27,7 @@ SOURCES = {
     "tensorflow": {"model": "keras/MobileNetV2", "weights": "none"},
 }
 EPOCHS, INTERVAL = 12, 3  # of the phase in which something is killed; steps between checkpoints
+NOTICE_SECONDS = 8
 TOLERANCE = 2e-3  # after 108 steps with momentum in float32: the order of additions is another
 
 
@@ -53,15 +54,14 @@ def recipe(tmp_path, pictures):
 
 
 @contextmanager
-def when_saved(folder: Path, act: Callable[[], None], *, after: int) -> Iterator[list[float]]:
-    """Calls `act` once the bundle has its checkpoint number `after`."""
+def when(ready: Callable[[], bool], act: Callable[[], None]) -> Iterator[list[float]]:
+    """Calls `act` once it is `ready`."""
     done: list[float] = []
 
     def watch() -> None:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
-            numbers = [int(path.name) for path in (folder / "checkpoints").glob("0*")] if folder.exists() else []
-            if numbers and max(numbers) >= after:
+            if ready():
                 act()
                 done.append(time.monotonic())
                 return
@@ -71,6 +71,21 @@ def when_saved(folder: Path, act: Callable[[], None], *, after: int) -> Iterator
     thread.start()
     yield done
     thread.join(5)
+
+
+def when_saved(folder: Path, act: Callable[[], None], *, after: int) -> Any:
+    """Calls `act` once the bundle has its checkpoint number `after`."""
+    return when(lambda: max(saved(folder), default=0) >= after, act)
+
+
+def saved(folder: Path) -> list[int]:
+    """Numbers of the bundle's checkpoints."""
+    return [int(path.name) for path in (folder / "checkpoints").glob("0*")]
+
+
+def lines(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
 
 
 def train_workers() -> list[psutil.Process]:
@@ -134,6 +149,38 @@ def test_a_node_is_lost(recipe, tmp_path, start_nodes):
         with when_saved(folder, lambda: nodes.cluster.remove_node(second, allow_graceful=False), after=3) as removed:
             assert run(["run", str(file), f"runtime.cache={tmp_path / 'cache'}", "--out", str(folder), "--quiet"]) == 0
         assert removed
+    check(tmp_path / "alone", folder, groups=[2, 1])
+
+
+def test_a_node_is_about_to_be_taken_away(recipe, tmp_path, start_nodes):
+    """A preemption notice: the run saves at once, though no checkpoint was due, and goes on from there when the node has gone. That is
+    none of the failures that `max_failures` counts."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    storage, folder = tmp_path / "shared", tmp_path / "preempted"
+    storage.mkdir()
+    file = recipe("torch", {"workers": {"min": 1, "max": 2}, "storage": str(storage), "max_failures": 0})
+    file.write_text(file.read_text().replace(f"epochs: {EPOCHS}", "epochs: 120").replace("lr: 0.002", "lr: 0.0002"))
+    undisturbed(file, tmp_path / "alone")
+    with start_nodes(tmp_path / "head", tmp_path / "second", cpus=1) as nodes, nodes.connected():
+        second, at_notice = nodes.nodes[1], []
+
+        def take_away() -> None:
+            deadline = int((time.time() + NOTICE_SECONDS) * 1000)
+            accepted, why = GcsClient(address=nodes.address).drain_node(second.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", deadline)
+            assert accepted, why
+            while not saved(folder):
+                time.sleep(0.05)
+            at_notice.append(time.time())
+            time.sleep(max(0, deadline / 1000 - time.time()))
+            nodes.cluster.remove_node(second, allow_graceful=False)
+
+        with when(lambda: lines(folder) >= 4, take_away) as removed:
+            options = ["runtime.checkpoint=100000", f"runtime.cache={tmp_path / 'cache'}"]
+            assert run(["run", str(file), *options, "--out", str(folder), "--quiet"]) == 0
+        assert removed
+    assert at_notice
     check(tmp_path / "alone", folder, groups=[2, 1])
 
 
