@@ -60,7 +60,7 @@ def one_phase(work: Path, model: str, target: dict[str, Any], *, transfer: str, 
     known = MODELS[model]
     return {
         "name": f"bench-{model}",
-        "source": {"model": known["model"], "weights": str(known["weights"](work)), "preprocess": known["preprocess"]},
+        "source": {"model": known["model"], "weights": str(known["weights"](work)), "preprocess": dict(known["preprocess"])},
         "target": {"batch_size": 32, **target},
         "transfer": {"type": transfer},
         "freeze": [{"train": train, "epochs": epochs}],

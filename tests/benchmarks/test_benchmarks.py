@@ -28,6 +28,14 @@ def material(monkeypatch):
     return module
 
 
+@pytest.fixture
+def cold_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import cold_run as module
+
+    return module
+
+
 def test_a_peak_of_memory_is_seen(process):
     """100 MB that are touched and given back again, in a child of the process that is watched."""
     allocate = "import time; block = bytearray(b'x') * 100_000_000; time.sleep(0.4); del block; time.sleep(0.2)"
@@ -200,6 +208,14 @@ def test_the_keras_scripts_train_what_they_say(keras_material, process, measured
     assert len(made.seconds) == len(made.losses) == 2
     assert sum(made.seconds) < made.process_seconds
     assert made.losses[1] < made.losses[0]
+
+
+def test_a_recipe_can_be_changed_without_changing_the_next(cold_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(cold_run.MODELS["resnet18"], "weights", lambda work: "none")
+    for _ in range(2):
+        recipe = cold_run.fine_tuning(tmp_path, "resnet18", {}, train="head", epochs=1)
+        assert recipe["source"]["preprocess"]["crop"] == 224
+        recipe["source"]["preprocess"] |= {"crop": 64}
 
 
 @pytest.mark.slow
