@@ -176,11 +176,8 @@ class Jobs:
             except _Broken as broken:
                 received, is_whole = broken.received, False
             now = self._now_or_none(job)
-            has_ended = now is not None and now.has_ended
-            if now is not None and has_ended and is_whole:
-                return now
             left = ATTEMPTS if received > before or (is_whole and now is not None) else left - 1
-            if left == 0 and now is not None and has_ended:
+            if now is not None and now.has_ended and (is_whole or left == 0):
                 return now
             if left == 0:
                 raise XferError(
