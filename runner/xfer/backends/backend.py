@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors.numpy import load, save
 
+from xfer import plugins
 from xfer.plan.model_map import ModelMap
 from xfer.plan.plan import PhasePlan, Plan
 
@@ -188,3 +189,9 @@ class Backend(Protocol):
         """Meet the other ranks, in a process that a launcher has told where they are. Comes before all else; networks that are built
         afterwards belong to the team."""
         ...
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of that name, a new one; imports its framework. Raises what `plugins.find` and `plugins.load` raise."""
+    found: Backend = plugins.load(plugins.find("backends", name).target)()
+    return found

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xfer import plugins
+from xfer.backends.backend import backend_named
 from xfer.compile.names import provider_and_name
 from xfer.errors import UsageError
 from xfer.plan.model_map import POOLED, Cut, ModelMap
@@ -44,7 +45,7 @@ def model_map(model: str, image_size: int | None, *, trust: bool = False) -> Mod
         source.stamp(name)  # says what is there instead
     else:
         _known(source, provider, name)
-    backend = plugins.load(plugins.find("backends", source.backend).target)()
+    backend = backend_named(source.backend)
     size = image_size or source.input_size(name)
     described = backend.describe(source, model=model, name=name, pretrained=True, image_size=size)
     assert isinstance(described, ModelMap)

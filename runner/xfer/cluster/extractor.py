@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xfer import plugins
-from xfer.backends.backend import Backend, Device, Network
+from xfer.backends.backend import Device, Network, backend_named
 from xfer.cluster.node_plan import on_this_node
 from xfer.cluster.shared_store import SharedStore, opener
 from xfer.cluster.storage import SETTING, Storage
@@ -90,7 +89,7 @@ class Extractor:
         load_plugins(self.plan)
         download(self.plan.source.weights, say=self._counting.note)
         self.target = Target.open(self.plan.data, dataset=fetch_dataset(self.plan.data, say=self._counting.note))
-        backend: Backend = plugins.load(plugins.find("backends", self.plan.backend).target)()
+        backend = backend_named(self.plan.backend)
         self.network = backend.build(self.plan, threads=self.assignment.threads)
         self.device, self.versions = backend.device(self.plan.runtime.device), backend.versions()
         return About(self.device.kind, self.versions, self._sample())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xfer import plugins
+from xfer.backends.backend import backend_named
 from xfer.cluster.desk import DeskReporter, Watch
 from xfer.cluster.mirror import Mirror
 from xfer.cluster.node_plan import on_this_node
@@ -81,7 +81,7 @@ def work(config: dict[str, Any]) -> None:
 def prepared(orders: Orders, rank: int, size: int, *, reporter: Reporter, watch: Watch) -> Run:
     """This rank's Run, its team joined."""
     plan = on_this_node(Plan.model_validate_json(orders.plan), drivers_cache=orders.drivers_cache)
-    backend = plugins.load(plugins.find("backends", plan.backend).target)()
+    backend = backend_named(plan.backend)
     team = backend.join(rank, size, device=plan.runtime.device, threads=orders.threads)
 
     def stop() -> bool:

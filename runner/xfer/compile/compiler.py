@@ -9,8 +9,7 @@ from typing import Literal
 
 import psutil
 
-from xfer import plugins
-from xfer.backends.backend import Backend
+from xfer.backends.backend import backend_named
 from xfer.compile import data_facts
 from xfer.compile.availability import unavailable
 from xfer.compile.cluster import check_cluster, plan_cluster
@@ -209,7 +208,7 @@ def _head(recipe: Recipe, model: ModelMap, found: data_facts.DataFacts | None, c
 
 
 def _runtime(reading: Reading, recipe: Recipe, backend_name: str, collector: Collector) -> RuntimePlan | None:
-    backend: Backend = plugins.load(plugins.find("backends", backend_name).target)()
+    backend = backend_named(backend_name)
     try:
         device = backend.device(recipe.runtime.device)
     except UsageError as error:

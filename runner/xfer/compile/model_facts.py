@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xfer import plugins
+from xfer.backends.backend import backend_named
 from xfer.errors import UsageError, WeightsError, XferError
 from xfer.plan.model_map import Frozen, ModelMap
 from xfer.plan.preprocess import Preprocess
@@ -73,7 +74,7 @@ def make(question: Question) -> ModelFacts:
             raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
     tag = source.tag(question.name, question.tag, image_size=question.image_size) if question.tag else None
     preprocess = source.preprocess(question.name, tag.name if tag else None)
-    backend = plugins.load(plugins.find("backends", source.backend).target)()
+    backend = backend_named(source.backend)
     model_map = backend.describe(
         source, model=question.model, name=question.name, pretrained=tag is not None, image_size=question.image_size or preprocess.crop
     )

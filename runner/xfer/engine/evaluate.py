@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xfer import plugins
-from xfer.backends.backend import Backend, Network
+from xfer.backends.backend import Backend, Network, backend_named
 from xfer.compile.data_facts import open_dataset
 from xfer.data.dataset import Dataset
 from xfer.data.pipeline import decoded
@@ -45,7 +45,7 @@ def load(bundle: Bundle, *, precision: str | None = None) -> Loaded:
     if precision is not None:
         plan = plan.model_copy(update={"runtime": plan.runtime.model_copy(update={"precision": precision})})
     load_plugins(plan)
-    backend: Backend = plugins.load(plugins.find("backends", plan.backend).target)()
+    backend = backend_named(plan.backend)
     return Loaded(plan, backend, backend.load(plan, bundle.folder / "model"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xfer.data.store_faults import NO_ROOM
 from xfer.errors import DiskFullError
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

@@ -17,7 +17,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from xfer import plugins
-from xfer.backends.backend import Backend, Network
+from xfer.backends.backend import Network, backend_named
 from xfer.compile.compiler import compile_plan
 from xfer.data.pipeline import decoded
 from xfer.engine.bundle import Bundle, read_plan
@@ -99,7 +99,7 @@ def _moved(reading: Reading, network: Path) -> Reading:
 
 
 def _network(plan: Plan) -> Network:
-    backend: Backend = plugins.load(plugins.find("backends", plan.backend).target)()
+    backend = backend_named(plan.backend)
     return backend.build(plan)
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xfer import plugins
-from xfer.backends.backend import Backend, Network, Team
+from xfer.backends.backend import Backend, Network, Team, backend_named
 from xfer.data.store import FeatureStore
 from xfer.engine.baselines import Baselines, fit_baselines
 from xfer.engine.bundle import Bundle, load_plugins
@@ -56,7 +55,7 @@ class Run:
         self.team, self.open_store, self.notice, self.extracted = team, open_store, notice, extracted
         self.started = time.monotonic()
         self.earlier = bundle.result().get("timing", {})
-        self.backend: Backend = backend or plugins.load(plugins.find("backends", self.plan.backend).target)()
+        self.backend: Backend = backend or backend_named(self.plan.backend)
         self.network: Network
         self.target: Target
         self.contents = ""

@@ -86,7 +86,6 @@ def test_its_gradients_are_torch_s(options, affine):
 
 
 def test_maps_take_one_kernel():
-    """Which is a third of the time that Keras' own way takes."""
     ours, _ = pair()
     names = [operation.type for operation in in_a_graph(ours, learns=True).get_concrete_function().graph.get_operations()]
     assert names.count("FusedBatchNormV3") == 1
