@@ -37,6 +37,26 @@ def opened(raw):
     return decode(raw, SAME)
 
 
+def tiff(pixels, bits, *, order="<", colours=1, samples=1, planes=1, zero_is_white=False):
+    """An uncompressed TIFF of 8 x 8 pixels of a kind that Pillow does not write."""
+    photometric = 2 if colours == 3 else 0 if zero_is_white else 1
+    plane = len(pixels) // colours if planes == 2 else len(pixels)
+    starts = [8 + plane * number for number in range(len(pixels) // plane)]
+    tags = [
+        *[(256, [8]), (257, [8]), (258, [bits] * colours), (259, [1]), (262, [photometric]), (273, starts), (277, [colours]), (278, [8])],
+        *[(279, [plane] * len(starts)), (284, [planes]), (339, [samples] * colours)],
+    ]
+    beyond = 8 + len(pixels) + 2 + 12 * len(tags) + 4
+    entries, rest = b"", b""
+    for tag, values in tags:
+        packed = struct.pack(f"{order}{len(values)}H", *values)
+        where = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", beyond + len(rest))
+        rest += packed if len(packed) > 4 else b""
+        entries += struct.pack(f"{order}HHI", tag, 3, len(values)) + where
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(pixels))
+    return head + pixels + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + rest
+
+
 class TestLikeTorchvision:
     """Bit for bit what the weights' own transforms see."""
 
@@ -156,25 +176,30 @@ class TestColour:
 
     def test_16_bit_big_endian_tiff(self):
         values = np.linspace(0, 65535, 64).reshape(8, 8).astype(">u2")
-        tags = [
-            (256, 3, 1, 8),
-            (257, 3, 1, 8),
-            (258, 3, 1, 16),
-            (259, 3, 1, 1),
-            (262, 3, 1, 1),
-            (273, 4, 1, 8),
-            (277, 3, 1, 1),
-            (278, 3, 1, 8),
-            (279, 4, 1, 128),
-        ]
-        directory = b"".join(
-            struct.pack(">HHI", tag, kind, count) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
-            for tag, kind, count, value in tags
-        )
-        raw = (
-            b"MM\x00\x2a" + struct.pack(">I", 8 + 128) + values.tobytes() + struct.pack(">H", len(tags)) + directory + struct.pack(">I", 0)
-        )
-        np.testing.assert_array_equal(opened(raw)[:, :, 0], np.rint(values / 257).astype(np.uint8))
+        np.testing.assert_array_equal(opened(tiff(values.tobytes(), 16, order=">"))[:, :, 0], np.rint(values / 257).astype(np.uint8))
+
+    @pytest.mark.parametrize(("kind", "bits", "sample", "top"), [("<u2", 16, 1, 65535), ("<i2", 16, 2, 32767), ("<i4", 32, 2, 65535)])
+    def test_whole_numbers_have_the_range_of_their_depth(self, kind, bits, sample, top):
+        values = np.linspace(0, top, 64).astype(kind)
+        out = opened(tiff(values.tobytes(), bits, samples=sample))
+        np.testing.assert_array_equal(out[:, :, 2].ravel(), np.rint(values * (255 / top)).astype(np.uint8))
+
+    def test_12_bit_tiff(self):
+        values = np.linspace(0, 4095, 64).astype(np.uint16)
+        packed = np.packbits((values[:, None] >> np.arange(11, -1, -1)) & 1)
+        np.testing.assert_array_equal(opened(tiff(packed.tobytes(), 12))[:, :, 0].ravel(), np.rint(values * (255 / 4095)).astype(np.uint8))
+
+    @pytest.mark.parametrize(("kind", "bits", "sample", "top"), [("u1", 8, 1, 255), ("<u2", 16, 1, 65535), ("<f4", 32, 3, 1)])
+    def test_a_tiff_whose_zero_is_white(self, kind, bits, sample, top):
+        values = np.linspace(0, top, 64).astype(kind)
+        out = opened(tiff(values.tobytes(), bits, samples=sample, zero_is_white=True))
+        np.testing.assert_array_equal(out[:, :, 0].ravel(), 255 - np.rint(values * (255 / top)).astype(np.uint8))
+
+    def test_a_transparent_grey_of_16_bits(self, encoded):
+        values = np.full((8, 8), 30_000, np.uint16)
+        values[0, 0] = 5
+        out = opened(encoded(values, transparency=5))[:, :, 0]
+        assert out[0, :2].tolist() == [255, round(30_000 / 257)]
 
     def test_16_bit_rgb_png(self):
         values = np.linspace(0, 65535, 192).reshape(8, 8, 3).astype(">u2")
@@ -197,11 +222,50 @@ class TestColour:
             (np.full((8, 8), -0.5, np.float32), "floating-point pixels from -0.5 to -0.5; 0..1 and 0..255 are understood"),
             (np.full((8, 8), np.nan, np.float32), "floating-point pixels that are not finite"),
             (np.full((8, 8), 70000, np.int32), "whole-number pixels from 70000 to 70000; 0..65535 is understood"),
+            (
+                np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16),
+                "whole-number pixels from 0 to 4095, nearly black where 65535 is white; scale them to 0..65535",
+            ),
+            (
+                np.arange(64, dtype=np.int32).reshape(8, 8) * 4,
+                "whole-number pixels from 0 to 252, nearly black where 65535 is white; scale them to 0..65535",
+            ),
+            (
+                np.linspace(0, 1.25, 64).reshape(8, 8).astype(np.float32),
+                "floating-point pixels from 0 to 1.25, nearly black where 255 is white; scale them to 0..255",
+            ),
         ],
     )
     def test_values_without_a_known_range(self, encoded, values, reason):
         with pytest.raises(Unreadable) as error:
             opened(encoded(values, "TIFF"))
+        assert str(error.value) == reason
+
+    @pytest.mark.parametrize("values", [np.zeros((8, 8), np.uint16), np.zeros((8, 8), np.float32), np.full((8, 8), 0.01, np.float32)])
+    def test_what_is_dark_on_any_scale_is_an_image(self, encoded, values):
+        assert opened(encoded(values, "TIFF")).max() <= 3
+
+    @pytest.mark.parametrize(
+        ("raw", "bits", "options", "reason"),
+        [
+            (
+                bytes(384),
+                16,
+                {"colours": 3, "planes": 2},
+                "a TIFF of 16 bits with each colour in a plane of its own; save it with the colours of a pixel together",
+            ),
+            (bytes(64), 8, {"samples": 2}, "signed 8-bit pixels; save them as 0..255"),
+            (
+                bytes(768),
+                32,
+                {"colours": 3, "samples": 3},
+                "a TIFF with pixels of a kind that is not read; save it with 8 bits for each colour",
+            ),
+        ],
+    )
+    def test_pixels_of_a_kind_that_is_not_read(self, raw, bits, options, reason):
+        with pytest.raises(Unreadable) as error:
+            opened(tiff(raw, bits, **options))
         assert str(error.value) == reason
 
     def test_lab(self, draw, encoded):

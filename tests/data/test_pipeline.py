@@ -98,7 +98,7 @@ def test_decoding_goes_on_while_the_consumer_works(draw):
     dataset = Dataset(("a", "b"), tuple(map(str, rows(40))), rows(40) % 2, np.full(40, ""), reading)
     images = decoded(dataset, rows(40), SMALL, threads=1, batch=4)
     next(images)
-    assert reached.wait(timeout=10)
+    assert reached.wait(timeout=60)
     images.close()
 
 
@@ -201,7 +201,7 @@ def test_reasons(number, text):
     assert reason(OSError("no number")) == "no number"
 
 
-def _threads_end(seconds=5.0):
+def _threads_end(seconds=60.0):
     end = time.monotonic() + seconds
     while any(thread.name.startswith("xfer-decode") for thread in threading.enumerate()):
         if time.monotonic() > end:

@@ -18,7 +18,7 @@ from pathlib import Path
 from xfer.data.store_lock import lock
 held = lock(Path(sys.argv[1]), shared=sys.argv[2] == "shared")
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -61,7 +61,7 @@ def test_waiting_ends_when_the_owner_dies(tmp_path, holder):
     threading.Timer(0.3, owner.kill).start()
     with lock(tmp_path / "lock") as held:
         assert held.supported
-        assert owner.poll() is not None or owner.wait(5) is not None
+        assert owner.poll() is not None or owner.wait(60) is not None
 
 
 def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_anew(tmp_path, holder):
@@ -74,7 +74,7 @@ def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_anew(tmp_path, holder)
     assert waiter.is_alive()
     (tmp_path / "lock").unlink()
     owner.kill()
-    waiter.join(5)
+    waiter.join(60)
     assert len(got) == 1
     assert (tmp_path / "lock").exists()
     assert try_lock(tmp_path / "lock") is None

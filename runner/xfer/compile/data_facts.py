@@ -26,6 +26,7 @@ class DataFacts(Frozen):
     images: int
     counts: dict[str, dict[str, int]]
     listing: str | None
+    notes: tuple[str, ...] = ()
     downloads: tuple[DownloadPlan, ...] = ()
 
 
@@ -61,4 +62,4 @@ def facts(dataset: Dataset, target: Target) -> DataFacts:
         found = Counter(dataset.labels[splits == name].tolist())
         if found:
             counts[name] = {dataset.classes[label]: found.get(label, 0) for label in range(len(dataset.classes))}
-    return DataFacts(classes=dataset.classes, images=len(dataset), counts=counts, listing=listing_digest(dataset))
+    return DataFacts(classes=dataset.classes, images=len(dataset), counts=counts, listing=listing_digest(dataset), notes=dataset.notes)

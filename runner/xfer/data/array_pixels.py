@@ -10,6 +10,7 @@ import numpy as np
 from xfer.errors import DataError
 
 CHUNK = 1 << 24  # numbers looked at together
+NEARLY_BLACK = 16  # of 255
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ def pixel_rule(parts: Sequence[tuple[str, np.ndarray]], *, path: str = "target.p
     """How to make uint8 of the images in all parts (the splits) alike; None where they are uint8 already.
 
     Each part is its place, for messages, and an array [n, H, W], [n, H, W, 1] or [n, H, W, 3]. Booleans are black and
-    white. Floating-point numbers are 0..1 if none is above 1, else 0..255; whole numbers are 0..255. Anything beyond is
-    refused with a DataError rather than guessed.
+    white. Floating-point numbers are 0..1 if none is above 1, else 0..255; whole numbers are 0..255. Anything beyond, and
+    what would come out nearly black, is refused with a DataError rather than guessed.
     """
     for place, images in parts:
         _check_shape(place, images, path)
@@ -49,13 +50,20 @@ def pixel_rule(parts: Sequence[tuple[str, np.ndarray]], *, path: str = "target.p
                 hint="undo the normalisation, scale to 0..255 and save as uint8",
             )
     kinds = {images.dtype.kind == "f" for _, images in parts}
+    brightest = max(high for *_, high in ranges)
+    if (0 if kinds == {False} else 1) < brightest <= NEARLY_BLACK:
+        raise DataError(
+            f"{parts[0][0]}: no value is above {brightest:g}, nearly black where 255 is white",
+            path=path,
+            hint=f"if {brightest:g} is white, save (images * (255 / {brightest:g})).astype('uint8')",
+        )
     if len(kinds) > 1:
         raise DataError(
             f"{parts[0][0]} is of type {parts[0][1].dtype} and {parts[1][0]} of type {parts[1][1].dtype}",
             path=path,
             hint="save both as uint8",
         )
-    return Scaled(255.0 if kinds == {True} and max(high for *_, high in ranges) <= 1 else 1.0)
+    return Scaled(255.0 if kinds == {True} and brightest <= 1 else 1.0)
 
 
 def _check_shape(place: str, images: np.ndarray, path: str) -> None:

@@ -2,6 +2,7 @@
 
 What a person sees in a viewer is what the network gets: EXIF orientation applied, transparency over white, 16-bit and
 palette images scaled, the first frame of animations. Colour profiles are ignored, as every training set's loader does.
+Where a file doesn't say how bright its numbers are, and would come out black, it is unreadable and says why.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
@@ -19,9 +21,11 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from xfer.data.dataset import RawImage
 from xfer.plan.preprocess import Preprocess
 
+DECODING = 2  # part of the feature store's key: raise it when the same content comes to give other pixels
 MAX_PIXELS = 2**31 // 12  # twice Pillow's own limit for a warning: half a gigabyte of RGB
 # A step that enlarges beyond this many pixels before it crops (a 1 x 10,000 px strip) resizes the crop's part only.
 MAX_RESIZED_PIXELS = 2**26
+NEARLY_BLACK = 16  # of 255: the brightest that 12-bit numbers get which are taken for 16-bit ones
 
 # Formats by content, whatever the ending says (training sets are full of PNG files called .jpg). None runs a program.
 _PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin, PpmImagePlugin, GifImagePlugin)
@@ -42,6 +46,8 @@ _DAMAGE = (
     Image.DecompressionBombError,
 )
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLES = 258, 262, 284, 339  # TIFF 6.0, sections 8 and 19
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2  # what they may say
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -122,8 +128,9 @@ def _opened(raw: RawImage) -> Image.Image:
     try:
         image = _identified(raw)
         _check_size(image)
+        _check_samples(image)
         image.load()
-        return _flat(_upright(image))
+        return _upright(_flat(image), image)
     except Unreadable:
         raise
     except _DAMAGE as error:
@@ -156,6 +163,8 @@ def _identified(raw: bytes) -> Image.Image:
         except _DAMAGE as error:  # a plugin's way to say "not mine", or a header that makes no sense
             failure = error
     if failure is not None:
+        if str(failure) == "unknown pixel mode":
+            raise Unreadable("a TIFF with pixels of a kind that is not read; save it with 8 bits for each colour") from failure
         raise Unreadable("damaged file: its header can't be read") from failure
     raise Unreadable("not an image")
 
@@ -168,19 +177,28 @@ def _check_size(image: Image.Image) -> None:
         raise Unreadable("an image without pixels")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """EXIF orientation applied. Broken EXIF data is no reason to lose the image."""
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """What a TIFF file says of its pixels; of another file nothing."""
+    return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuses what Pillow would read as other pixels than they are."""
+    tags = _tags(image)
+    bits = tags.get(_BITS, (1,))
+    if tags.get(_PLANES) == _SEPARATE and len(bits) > 1 and max(bits) > 8:
+        raise Unreadable(f"a TIFF of {max(bits)} bits with each colour in a plane of its own; save it with the colours of a pixel together")
+    if bits[0] == 8 and _SIGNED in tags.get(_SAMPLES, ()):
+        raise Unreadable("signed 8-bit pixels; save them as 0..255")
+
+
+def _upright(flat: Image.Image, image: Image.Image) -> Image.Image:
+    """`flat` with the EXIF orientation of the file. Broken EXIF data is no reason to lose the image."""
     try:
         method = _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
     except _DAMAGE:
         method = None
-    return image if method is None else _with_transparency(image.transpose(method), image)
-
-
-def _with_transparency(turned: Image.Image, image: Image.Image) -> Image.Image:
-    if "transparency" in image.info:
-        turned.info["transparency"] = image.info["transparency"]
-    return turned
+    return flat if method is None else flat.transpose(method)
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -201,18 +219,29 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _narrowed(image: Image.Image) -> Image.Image:
-    """16-bit and floating-point grey to 8 bits. Integers up to 65535 are 16-bit; floats are 0..1 or 0..255."""
+    """Grey of more than 8 bits to 8 bits. Whole numbers have the range of the file's depth, those of 32 bits are 16-bit; floats are
+    0..1 or 0..255. What would come out (nearly) black is of another range, and which one only the owner knows."""
     values = np.asarray(image)
+    tags = _tags(image)
+    signed = tags.get(_SAMPLES, (1,))[0] == _SIGNED
+    if values.dtype == np.int32 and tags and not signed:
+        values = values.view(np.uint32)
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise Unreadable("floating-point pixels that are not finite")
     if values.dtype.kind == "f":
-        if low < 0 or high > 255:
-            raise Unreadable(f"floating-point pixels from {low:g} to {high:g}; 0..1 and 0..255 are understood")
-        return Image.fromarray(np.rint(values * 255 if high <= 1 else values).astype(np.uint8))
-    if low < 0 or high > 65535:
-        raise Unreadable(f"whole-number pixels from {low} to {high}; 0..65535 is understood")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        kind, known, white = "floating-point", "0..1 and 0..255 are", 1.0 if high <= 1 else 255.0
+    else:
+        depth = min(tags.get(_BITS, (16,))[0], 16)
+        white = 2 ** (depth - 1 if signed and depth == tags[_BITS][0] else depth) - 1
+        kind, known = "whole-number", f"0..{white} is"
+    if low < 0 or high > white:
+        raise Unreadable(f"{kind} pixels from {low:.10g} to {high:.10g}; {known} understood")
+    if white != 1 and 0 < high * (255 / white) <= NEARLY_BLACK:
+        raise Unreadable(f"{kind} pixels from {low:.10g} to {high:.10g}, nearly black where {white:g} is white; scale them to 0..{white:g}")
+    grey = np.rint(values * np.float32(255 / white)).astype(np.uint8)
+    grey[values == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
 def _resized_and_cropped(image: Image.Image, resize: int, crop: int, filter_: Image.Resampling) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -41,6 +42,22 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in ENDINGS
 
 
+def is_folder(entry: os.DirEntry[str], *, top: bool = False) -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads to itself is none. Raises DataError for a link that leads where we
+    may not look, and at the `top`, where classes and splits are, for one without an ending that leads nowhere: to a disk that is not
+    mounted, say."""
+    try:
+        if top and entry.is_symlink() and not os.path.splitext(entry.name)[1]:
+            os.stat(entry.path)
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP or is_image(entry.name):  # an image is quarantined when it is read
+            return False
+        raise DataError(
+            f"{entry.path}: the link can't be followed: {(error.strerror or str(error)).lower()}", path="target.path"
+        ) from error
+
+
 def images_under(folder: Path) -> Listing:
     """All images below a folder.
 
@@ -49,17 +66,16 @@ def images_under(folder: Path) -> Listing:
     """
     images: list[str] = []
     others: Counter[str] = Counter()
-    stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(folder), "", frozenset())]
+    stack: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(folder), "", _above(folder))]
     while stack:
         path, prefix, above = stack.pop()
-        status = os.stat(path)
-        here = (status.st_dev, status.st_ino)
+        here = _identity(path)
         if here in above:
             continue
         for entry in entries(path):
-            if entry.is_dir():
+            if is_folder(entry):
                 stack.append((entry.path, f"{prefix}{entry.name}/", above | {here}))
-            elif is_image(entry.name) and (entry.is_file() or _leads_nowhere(entry)):
+            elif is_image(entry.name) and (_leads_nowhere(entry) or entry.is_file()):
                 images.append(prefix + entry.name)
             elif (ending := os.path.splitext(entry.name)[1].lower()) in OTHER_IMAGES:
                 others[ending] += 1
@@ -82,6 +98,18 @@ def printable(name: str) -> str:
     'caf\\\\xe9.jpg'
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _above(folder: Path) -> frozenset[tuple[int, int]]:
+    """The folders that a folder lies in, by its path and by where it really lies: what leads back to one of them brings the
+    images of its neighbours, which are other classes."""
+    return frozenset(_identity(parent) for place in (Path(os.path.abspath(folder)), folder.resolve()) for parent in place.parents)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What a folder is on this machine, whatever path leads to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:

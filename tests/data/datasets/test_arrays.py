@@ -51,6 +51,14 @@ def test_splits_by_an_array(saved):
     assert arrays(None, path=saved(images=IMAGES, labels=LABELS, splits=splits)).splits.tolist() == splits.tolist()
 
 
+def test_arrays_that_are_not_read_are_noted(saved):
+    half = {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c"])}
+    assert arrays(None, path=saved(**half, splits=np.full(6, "train"))).notes == ()
+    assert arrays(None, path=saved(**half, split=np.full(6, "test"))).notes == ("left out, because of their names: 'split'",)
+    whole = {"x_train": IMAGES, "y_train": LABELS, "x_valid": IMAGES, "splits": LABELS}
+    assert arrays(None, path=saved(**whole)).notes == ("left out, because of their names: 'x_valid', 'splits'",)
+
+
 def test_a_folder_of_files(tmp_path):
     for name, content in [("x_train", IMAGES), ("y_train", LABELS), ("x_val", IMAGES[:3]), ("y_val", LABELS[:3])]:
         np.save(tmp_path / f"{name}.npy", content)
@@ -220,6 +228,14 @@ class TestRefusals:
         assert self.refused(refusal, saved(images=images, labels=LABELS)) == (
             f"FILE: images: {text}",
             "undo the normalisation, scale to 0..255 and save as uint8",
+        )
+
+    @pytest.mark.parametrize(("top", "kind"), [(16, np.float64), (1.5, np.float32), (1, np.int64)])
+    def test_nearly_black(self, refusal, saved, top, kind):
+        images = np.linspace(0, top, 120).reshape(6, 5, 4).astype(kind)
+        assert self.refused(refusal, saved(images=images, labels=LABELS)) == (
+            f"FILE: images: no value is above {top}, nearly black where 255 is white",
+            f"if {top} is white, save (images * (255 / {top})).astype('uint8')",
         )
 
     def test_not_finite(self, refusal, saved):

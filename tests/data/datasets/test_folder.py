@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import pickle
@@ -9,7 +10,8 @@ import pytest
 
 from xfer.data.datasets.folder import folder
 from xfer.data.decode import decode
-from xfer.data.listing import ENDINGS
+from xfer.data.listing import ENDINGS, is_folder
+from xfer.errors import DataError
 from xfer.plan.preprocess import Preprocess
 
 READ = " ".join(ENDINGS)
@@ -69,6 +71,57 @@ def test_links_are_followed_without_loops(class_folders, tmp_path):
     dataset = folder(None, path=str(root))
     assert dataset.keys == ("a/1.png", "a/linked/4.png", "a/linked/x/3.png", "b/2.png", "b/file.png", "c/3.png")
     assert dataset.classes == ("a", "b", "c")
+
+
+def test_a_link_that_leads_back_above_its_class_brings_no_images_of_another_class(class_folders):
+    root = class_folders("a/1.png", "a/deep/2.png", "b/3.png")
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "deep" / "top").symlink_to(root.parent)
+    dataset = folder(None, path=str(root))
+    assert dataset.keys == ("a/1.png", "a/deep/2.png", "b/3.png")
+
+
+def test_a_link_back_above_is_known_however_the_folder_is_named(class_folders):
+    root = class_folders("a/1.png", "b/2.png")
+    (root / "a" / "up").symlink_to(root)
+    (root.parent / "alias").symlink_to(root)
+    assert folder(None, path=str(root.parent / "alias")).keys == ("a/1.png", "b/2.png")
+
+
+class Barred:
+    """A link into a folder that we may not search; root, who may run the tests, may search any."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.path = name, f"/data/{name}"
+
+    def is_dir(self) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", self.path)
+
+
+def test_a_link_that_leads_where_we_may_not_look():
+    """It may be a class, which must not be missing without a word; an image is quarantined."""
+    assert not is_folder(Barred("1.jpg"))
+    with pytest.raises(DataError, match=r"^/data/cat: the link can't be followed: permission denied$"):
+        is_folder(Barred("cat"))
+
+
+def test_a_class_on_a_disk_that_is_not_there(class_folders, tmp_path):
+    root = class_folders("a/1.png", "b/2.png")
+    (root / "notes.txt").symlink_to(tmp_path / "gone")
+    folder(None, path=str(root))
+    (root / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"/c: the link can't be followed: no such file or directory$"):
+        folder(None, path=str(root))
+
+
+def test_a_link_to_itself_is_no_folder(class_folders):
+    root = class_folders("a/1.png", "b/2.png")
+    for link in ("c", "a/itself", "b/itself.jpg"):
+        (root / link).symlink_to(root / link)
+    dataset = folder(None, path=str(root))
+    assert (dataset.keys, dataset.classes) == (("a/1.png", "b/2.png", "b/itself.jpg"), ("a", "b"))
+    with pytest.raises(OSError, match="symbolic links"):
+        dataset.read(2)
 
 
 def test_a_link_that_leads_nowhere_is_a_row_that_cannot_be_read(class_folders):

@@ -53,6 +53,19 @@ def test_tabs_and_other_columns(written):
     assert dataset.splits.tolist() == ["train", "test"]
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_what_stands_for_a_comma(written, sign):
+    """Spreadsheets write it where a comma is the decimal sign; a first line with a comma is one of commas."""
+    dataset = table(None, path=written("\ufeff" + ROWS.replace(",", sign)))
+    assert (dataset.keys, dataset.classes) == (("b.png", "a.png", "sub/c.png", "d.png"), ("cat", "dog"))
+    assert table(None, path=written(f"image,label\na.png,x{sign}\nb.png,y\n")).classes == (f"x{sign}".strip(), "y")
+
+
+def test_columns_without_a_name_are_passed_over(written):
+    dataset = table(None, path=written(",image,label,,\n0,a.png,x,,\n1,b.png,y,,\n"))
+    assert (dataset.keys, dataset.classes) == (("a.png", "b.png"), ("x", "y"))
+
+
 def test_numbers_sort_by_value(written):
     dataset = table(None, path=written("image,label\na.png,10\nb.png,9\nsub/c.png,10\nd.png,9\n"))
     assert dataset.classes == ("9", "10")
@@ -95,6 +108,24 @@ def test_parquet(written, tmp_path):
     assert dataset.splits.tolist() == ["train", "train", ""]
 
 
+def test_an_empty_split_column_of_parquet(written, tmp_path):
+    """A data frame whose splits are all missing keeps them as floating-point numbers."""
+    written(ROWS)
+    file = tmp_path / "images/list.parquet"
+    content = {"image": ["a.png", "b.png"], "label": ["x", "y"], "split": pyarrow.nulls(2, pyarrow.float64())}
+    parquet.write_table(pyarrow.table(content), file)
+    assert set(table(None, path=str(file)).splits) == {""}
+
+
+def test_parquet_of_views(written, tmp_path):
+    """As newer writers keep text."""
+    written(ROWS)
+    file = tmp_path / "images/list.parquet"
+    views = {"image": ["a.png", "b.png"], "label": ["x", "y"]}
+    parquet.write_table(pyarrow.table({name: pyarrow.array(cells, pyarrow.string_view()) for name, cells in views.items()}), file)
+    assert table(None, path=str(file)).classes == ("x", "y")
+
+
 def test_a_few_missing_images_are_left_to_quarantine(written):
     dataset = table(None, path=written(ROWS + "gone.png,cat\n"))
     with pytest.raises(FileNotFoundError):
@@ -127,6 +158,13 @@ class TestRefusals:
         )
         assert self.refused(refusal, written(ROWS), split="part")[0] == "target.split"
 
+    def test_two_columns_of_one_name(self, refusal, written):
+        assert self.refused(refusal, written("image,label, label\na.png,x,y\nb.png,y,x\n")) == (
+            "target.path",
+            "FILE: two columns are called 'label'",
+            "rename one of them, or take it out",
+        )
+
     def test_no_rows(self, refusal, written):
         for text in ("image,label\n", ""):
             assert self.refused(refusal, written(text))[1] == "FILE: there is no row below the header"
@@ -136,6 +174,23 @@ class TestRefusals:
             "target.path",
             "FILE: line 3: the column 'label' is empty",
             "fill it in, or take the row out",
+        )
+
+    def test_a_nul_character(self, refusal, written):
+        text = self.refused(refusal, written("image,label\na.png,x\nb\0.png,y\n"))[1]
+        assert text == "FILE: line 3: there is a NUL character in the column 'image'"
+
+    def test_a_split_column_is_not_passed_over(self, refusal, written, tmp_path):
+        assert self.refused(refusal, written("image,label,Split\na.png,x,test\n")) == (
+            "target.split",
+            "FILE: no column of text or whole numbers is called 'split'; there is 'image', 'label', 'Split'",
+            "did you mean `split: Split`?",
+        )
+        file = str(tmp_path / "images/list.parquet")
+        parquet.write_table(pyarrow.table({"image": ["a.png"], "label": ["x"], "split": [b"test"]}), file)
+        assert self.refused(refusal, file)[:2] == (
+            "target.split",
+            "FILE: no column of text or whole numbers is called 'split'; there is 'image', 'label'",
         )
 
     def test_lines(self, refusal, written):

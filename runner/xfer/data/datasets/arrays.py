@@ -63,11 +63,19 @@ def arrays(name: str | None, *, path: str, labels: str | None = None, classes: l
         labels=index,
         splits=_splits(file, parts, found),
         read=ArrayReader(tuple(images for _, (_, images), _ in parts), convert),
+        notes=_notes(parts, found),
     )
     return check_usable(dataset, place=str(file))
 
 
 _Part = tuple[str, tuple[str, np.ndarray], tuple[str, np.ndarray]]  # split, images with their place, labels with theirs
+
+
+def _notes(parts: list[_Part], found: Mapping[str, Loader]) -> tuple[str, ...]:
+    """The arrays that are not read: a test set among them would be missed."""
+    read = {place.rpartition(": ")[2] for _, *both in parts for place, _ in both} | {CLASSES}
+    left = [name for name in found if name not in (read if parts[0][0] != UNASSIGNED else read | {"splits"})]
+    return (f"left out, because of their names: {listed(left)}",) if left else ()
 
 
 def _parts(file: Path, found: Mapping[str, Loader]) -> list[_Part]:

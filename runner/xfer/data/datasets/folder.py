@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from xfer.data.dataset import UNASSIGNED, Dataset, FileReader, check_usable, listed, plural
-from xfer.data.listing import ENDINGS, Listing, entries, images_under, is_image, printable
+from xfer.data.listing import ENDINGS, Listing, entries, images_under, is_folder, is_image, printable
 from xfer.data.places import existing, no_name
 from xfer.errors import DataError
 
@@ -74,7 +74,7 @@ def folder(name: str | None, *, path: str) -> Dataset:
 
 def _parts(root: Path) -> list[_Part]:
     """The root itself, or the split folders in it."""
-    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    folders = [entry.name for entry in entries(root) if is_folder(entry, top=True)]
     splits = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
     training = [name for name, split in splits.items() if split == "train"]
     if not any(_holds_classes(root / name) for name in training):
@@ -98,9 +98,9 @@ def _parts(root: Path) -> list[_Part]:
 def _holds_classes(folder: Path) -> bool:
     """Whether a folder looks like a split: folders with images in it and none directly (a class called 'train' has them directly)."""
     inside = entries(folder)
-    if any(is_image(entry.name) and not entry.is_dir() for entry in inside):
+    if any(is_image(entry.name) and not is_folder(entry) for entry in inside):
         return False
-    return any(images_under(Path(entry.path)).images for entry in inside if entry.is_dir())
+    return any(images_under(Path(entry.path)).images for entry in inside if is_folder(entry))
 
 
 def _refuse_flat(root: Path, splits: dict[str, str]) -> None:
@@ -126,8 +126,8 @@ def _part(root: Path, folder: str, split: str) -> _Part:
     """The class folders of a split, each with its listing. Raises DataError where images lie beside them."""
     where = root / folder
     inside = entries(where)
-    direct = [entry.name for entry in inside if is_image(entry.name) and not entry.is_dir()]
-    classes = [entry.name for entry in inside if entry.is_dir()]
+    direct = [entry.name for entry in inside if is_image(entry.name) and not is_folder(entry)]
+    classes = [entry.name for entry in inside if is_folder(entry, top=True)]
     if direct and not classes:
         raise DataError(
             f"{where}: {plural(len(direct), 'image')} directly in it (first '{printable(direct[0])}'), and no class folders",

@@ -37,6 +37,7 @@ class _Table:
     columns: dict[str, list[str]]
     first: int
     word: str  # 'line' or 'row'
+    unread: tuple[str, ...] = ()  # columns of other types
 
     def place(self, row: int) -> str:
         return f"{self.file}: {self.word} {row + self.first}"
@@ -63,9 +64,9 @@ def table(
     folder = existing(root, option="root") if root is not None else rows.file.parent
     images = _column(rows, image, option="image")
     labels = _column(rows, label, option="label")
+    if split != "split" or any(name.lower() == split for name in (*rows.columns, *rows.unread)):
+        _column(rows, split, option="split")  # passed over for its type or its capitals, it would leave test images in train
     splits = rows.columns.get(split) or [""] * len(images)
-    if split != "split" and split not in rows.columns:
-        _column(rows, split, option="split")
     _check_cells(rows, {image: images, label: labels})
     paths = [os.path.normpath(os.path.join(folder, cell)) for cell in images]
     _check_doubles(rows, paths)
@@ -87,30 +88,43 @@ def _read(file: Path) -> _Table:
     ending = file.suffix.lower()
     if file.is_dir() or ending not in (".csv", ".tsv", ".parquet"):
         raise DataError(f"path: {file} is not a .csv, .tsv or .parquet file", path="target.path")
-    table = _read_parquet(file) if ending == ".parquet" else _read_text(file, "\t" if ending == ".tsv" else ",")
+    table = _read_parquet(file) if ending == ".parquet" else _read_text(file, "\t" if ending == ".tsv" else None)
     if not any(table.columns.values()):
         raise DataError(f"{file}: there is no row below the header", path="target.path")
     return table
 
 
-def _read_text(file: Path, delimiter: str) -> _Table:
+def _read_text(file: Path, delimiter: str | None) -> _Table:
+    """A delimiter of None is a comma, or what stands in its place in a first line without one: spreadsheets write semicolons where a
+    comma is the decimal sign."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            delimiter = delimiter or next((sign for sign in ",;\t" if sign in first), ",")
             lines = csv.reader(stream, delimiter=delimiter, strict=True)
-            header = next(lines, [])
-            columns: dict[str, list[str]] = {name.strip(): [] for name in header}
+            header = [name.strip() for name in next(lines, [])]
+            _check_header(file, header)
+            columns: list[list[str]] = [[] for _ in header]
             for line in lines:
                 if len(line) != len(header):
                     if not line:
                         raise DataError(f"{file}: line {lines.line_num} is empty", path="target.path", hint="take it out")
                     raise DataError(f"{file}: line {lines.line_num} has {len(line)} cells, the header {len(header)}", path="target.path")
-                for column, cell in zip(columns.values(), line, strict=True):
+                for column, cell in zip(columns, line, strict=True):
                     column.append(cell.strip())
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: it is not text in UTF-8", path="target.path", hint="save it as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{file}: line {lines.line_num}: {error}", path="target.path") from error
-    return _Table(file, columns, first=2, word="line")
+    return _Table(file, {name: column for name, column in zip(header, columns, strict=True) if name}, first=2, word="line")
+
+
+def _check_header(file: Path, names: list[str]) -> None:
+    """Two columns of one name can't be told apart; those without a name, which spreadsheets leave at the end, are passed over."""
+    doubled = next((name for name in names if name and names.count(name) > 1), None)
+    if doubled is not None:
+        raise DataError(f"{file}: two columns are called '{doubled}'", path="target.path", hint="rename one of them, or take it out")
 
 
 def _read_parquet(file: Path) -> _Table:
@@ -129,11 +143,14 @@ def _read_parquet(file: Path) -> _Table:
         if (
             pyarrow.types.is_string(kind)
             or pyarrow.types.is_large_string(kind)
+            or pyarrow.types.is_string_view(kind)
             or pyarrow.types.is_integer(kind)
             or pyarrow.types.is_boolean(kind)
+            or content.column(name).null_count == len(content)
         ):
             columns[name] = ["" if value is None else str(value) for value in content.column(name).to_pylist()]
-    return _Table(file, columns, first=0, word="row")
+    unread = tuple(name for name in content.column_names if name not in columns)
+    return _Table(file, columns, first=0, word="row", unread=unread)
 
 
 def _column(table: _Table, name: str, *, option: str) -> list[str]:
@@ -154,6 +171,9 @@ def _check_cells(table: _Table, columns: dict[str, list[str]]) -> None:
             raise DataError(
                 f"{table.place(empty)}: the column '{name}' is empty", path="target.path", hint="fill it in, or take the row out"
             )
+        broken = next((row for row, cell in enumerate(cells) if "\0" in cell), None)
+        if broken is not None:
+            raise DataError(f"{table.place(broken)}: there is a NUL character in the column '{name}'", path="target.path")
 
 
 def _check_doubles(table: _Table, paths: list[str]) -> None:
