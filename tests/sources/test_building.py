@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,6 +65,18 @@ def test_networks_have_no_auxiliary_heads_and_shift_their_input_with_weights_onl
         network = blueprint(lambda pretrained=pretrained: TorchvisionSource().build(name, pretrained=pretrained))
         assert not any(part.lower().startswith("aux") for part, _ in network.named_parameters())
         assert network.transform_input is pretrained
+
+
+def test_a_file_of_torchvision_s_own_is_told_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it lies and whatever it is called; only where it makes a difference."""
+    file, source = tmp_path / "mine.pth", TorchvisionSource()
+    file.write_bytes(b"published")
+    assert not source.is_for_own("inception_v3", file, None)
+    url = f"https://download.pytorch.org/models/inception_v3_google-{hashlib.sha256(b'published').hexdigest()[:8]}.pth"
+    monkeypatch.setattr(source, "_weights", lambda name: {"IMAGENET1K_V1": SimpleNamespace(url=url)})
+    assert source.is_for_own("inception_v3", file, None)
+    assert not source.is_for_own("resnet18", file, None)
+    assert not source.is_for_own("inception_v3", tmp_path / "absent.pth", None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from xfer.errors import MissingExtraError, UsageError, WeightsError
 from xfer.plan.preprocess import Preprocess
+from xfer.sources import keras_library
 from xfer.sources.keras import KerasSource
 from xfer.sources.source import Tag
 
@@ -103,6 +104,19 @@ def test_networks_are_built_without_a_classifier_and_named_the_same_every_time(s
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
     assert [layer.name for layer in first.layers[:3]] == ["input_layer", "rescaling", "conv"]
     assert first.output_shape == (None, 2, 2, 576)
+
+
+def test_convnext_s_features_are_what_its_classifier_reads(source: KerasSource) -> None:
+    """Normalised averages, not the average of what is normalised."""
+    keras = keras_library.keras()
+    keras.utils.set_random_seed(0)
+    whole = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3))
+    ours = source.build("ConvNeXtTiny", pretrained=False, image_size=32)
+    for layer, value in zip(ours.weights, whole.weights[: len(ours.weights)], strict=True):
+        layer.assign(value)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    features = keras.Model(whole.input, whole.get_layer("convnext_tiny_head_layernorm").output)(images)
+    np.testing.assert_allclose(ours(images), features, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "smallest"), [("MobileNetV2", 32), ("Xception", 71), ("InceptionV3", 75)])

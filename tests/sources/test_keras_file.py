@@ -119,17 +119,27 @@ def test_one_that_prepares_its_input_takes_0_to_255(
 ) -> None:
     layers = keras.layers
     inner = keras.Sequential([keras.Input((12, 12, 3)), layers.RandomFlip(), layers.Rescaling(1 / 255)])
+    shaken = keras.Sequential([keras.Input((12, 12, 3)), layers.RandomFlip(), layers.RandomRotation(0.1)])
     cases = [
         ([], 255.0),
         ([layers.Rescaling(1 / 127.5, offset=-1)], 1.0),
         ([layers.RandomFlip(), layers.Resizing(10, 10), layers.Normalization(mean=[1, 2, 3], variance=[1, 1, 1])], 1.0),
         ([inner], 1.0),
+        ([shaken, layers.Rescaling(1 / 255)], 1.0),
+        ([shaken], 255.0),
         ([lambda x: x / 127.5], 1.0),
+        ([keras.applications.vgg16.preprocess_input], 1.0),
         ([layers.ReLU(), layers.Rescaling(1 / 255)], 255.0),
     ]
     for number, (first, scale) in enumerate(cases):
         network(*first).save(tmp_path / f"{number}.keras")
         assert source.preprocess(str(tmp_path / f"{number}.keras"), None).scale == scale, number
+
+
+def test_one_that_reads_whole_numbers_takes_0_to_255(source: KerasFileSource, keras: Any, tmp_path: Path) -> None:
+    inputs = keras.Input((12, 12, 3), dtype="uint8")
+    keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs)).save(tmp_path / "model.keras")
+    assert source.preprocess(str(tmp_path / "model.keras"), None).scale == 1
 
 
 def test_any_size(source: KerasFileSource, network: Callable[..., Any], tmp_path: Path) -> None:
@@ -185,6 +195,20 @@ def test_a_savedmodel_in_a_file_is_refused(source: KerasFileSource, network: Cal
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_layers_of_keras_applications(
+    ending: str, source: KerasFileSource, network: Callable[..., Any], keras: Any, tmp_path: Path
+) -> None:
+    """ConvNeXt's and InceptionResNetV2's, which Keras itself does not find by the name that HDF5 files have."""
+    from keras.src.applications import convnext, inception_resnet_v2
+
+    scaled = [convnext.LayerScale(0.5, 3), convnext.StochasticDepth(0.1)]
+    saved = network(*scaled, lambda x: inception_resnet_v2.CustomScaleLayer(0.2)([x, x]))
+    saved.save(tmp_path / f"model.{ending}")
+    pixels = np.random.default_rng(0).random((2, 12, 12, 3))
+    assert np.array_equal(source.build(str(tmp_path / f"model.{ending}"), pretrained=True)(pixels), saved(pixels))
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
 def test_a_layer_that_keras_does_not_know(
     ending: str, source: KerasFileSource, network: Callable[..., Any], keras: Any, tmp_path: Path
 ) -> None:
@@ -198,11 +222,31 @@ def test_a_layer_that_keras_does_not_know(
     assert error.message == f"{file} can't be loaded: Keras does not know its 'Mine'"
     assert error.hint == (
         "register the class with @keras.saving.register_keras_serializable() in a file beside the recipe, which says xfer_plugins = {} "
-        "too, and name the file in the recipe: plugins: [./layers.py]"
+        "too, and name the file in the recipe, plugins: [./layers.py], or after xfer layers: --plugin layers.py"
     )
     keras.saving.register_keras_serializable(package="known")(Mine)
     network(Mine()).save(file)
     assert source.build(str(file), pretrained=True).count_params() > 0
+
+
+@pytest.mark.parametrize("written", ["TFOpLambda", "SlicingOpLambda"])
+def test_operations_that_keras_2_wrote(
+    written: str, source: KerasFileSource, network: Callable[..., Any], keras: Any, tmp_path: Path
+) -> None:
+    import h5py
+
+    file = tmp_path / "model.h5"
+    network(keras.layers.Identity()).save(file)
+    with h5py.File(file, "r+") as root:
+        root.attrs["model_config"] = root.attrs["model_config"].replace('"Identity"', f'"{written}"')
+    error = refusal(source, file)
+    assert error.message == (
+        f"{file} can't be loaded: Keras 2 wrote operations of TensorFlow into it ('{written}'), which Keras 3 does not read"
+    )
+    assert error.hint == (
+        "its weights can be read: name the network that they are of, and the file as its weights: source.model: keras/NAME, "
+        f"source.weights: {file}, or {{path: {file}, part: NAME}} for a model inside it"
+    )
 
 
 # Files that are something else

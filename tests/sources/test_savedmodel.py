@@ -76,6 +76,40 @@ def test_one_of_tf_hub(hub: Path, tf: Any, source: SavedModelSource) -> None:
     assert network.note == "a SavedModel"
 
 
+@pytest.mark.parametrize(
+    ("modes", "why"),
+    [
+        ([False], "without a train mode"),
+        ([False, True], "whose train mode draws random numbers that can't be drawn again"),
+    ],
+)
+def test_one_whose_train_mode_cannot_be_used(modes: list[bool], why: str, tf: Any, source: SavedModelSource, tmp_path: Path) -> None:
+    """Dropout in a SavedModel has no seed that a step could set: TensorFlow refuses it where operations must be deterministic."""
+
+    class Dropping(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = tf.Variable(tf.ones((3, 4)), name="kernel")
+
+        @tf.function
+        def __call__(self, images: Any, training: bool = False) -> Any:
+            rows = tf.reduce_mean(images, (1, 2)) @ self.kernel
+            return tf.cond(tf.reduce_sum(rows) > -1, lambda: dropped(rows), lambda: rows) if training else rows
+
+    def dropped(rows: Any) -> Any:
+        """As tf.nn.dropout does it where the process has no seed; this one may have been given one."""
+        return tf.where(tf.raw_ops.RandomUniform(shape=tf.shape(rows), dtype=tf.float32) < 0.5, 2 * rows, 0.0)
+
+    module = Dropping()
+    for training in modes:
+        module.__call__.get_concrete_function(tf.TensorSpec((None, 8, 8, 3)), training=training)
+    tf.saved_model.save(module, str(tmp_path / "dropping"))
+    network = source.build(str(tmp_path / "dropping"), pretrained=True)
+    assert network.note == f"a SavedModel {why}: what of it is trained computes as in eval mode"
+    assert np.array_equal(features(network, training=True), features(network))
+    assert [variable.name for variable in network.trainable_variables] == ["kernel"]
+
+
 def test_its_variables_are_the_graphs_own(hub: Path, tf: Any, source: SavedModelSource) -> None:
     network = source.build(str(hub), pretrained=True)
     before = features(network)
@@ -113,7 +147,7 @@ def test_one_with_signatures_alone(tf: Any, source: SavedModelSource, tmp_path: 
     other = tf.function(lambda text: {"length": tf.strings.length(text)}, input_signature=[tf.TensorSpec((None,), tf.string)])
     tf.saved_model.save(module, str(tmp_path / "signed"), signatures={"aside": other, "classify": function})
     network = source.build(str(tmp_path / "signed"), pretrained=True)
-    assert np.allclose(features(network), 0)  # 0..1 cut to whole numbers
+    assert source.preprocess(str(tmp_path / "signed"), None).scale == 1  # 0..1 would be cut to zeros
     assert np.allclose(np.asarray(network(PIXELS * 255)), np.floor(PIXELS * 255).mean((1, 2)) @ np.ones((3, 2)), rtol=1e-5)
     assert [v.name for v in network.trainable_variables] == ["kernel"]
     assert source.input_size(str(tmp_path / "signed")) == 224

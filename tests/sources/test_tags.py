@@ -201,3 +201,14 @@ def test_timm_leaves_what_fits_and_what_it_cannot_read() -> None:
     assert source.adapt("resnet18", tensors) is tensors
     strange = {"x": torch.ones(1)}
     assert set(source.adapt("convnext_atto", strange)) == {"x"}
+
+
+def test_a_file_for_another_size_than_timms_own(mapped: Callable[..., ModelMap]) -> None:
+    """It fits as it is; timm's function, asked for a network that takes timm's weights, would make it one of their size."""
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32)
+    tensors = dict(network.state_dict())
+    found = fit(
+        tensors, model_map=mapped(network, "head"), adapt=lambda named: TimmSource().adapt("vit_tiny_patch16_224", named, image_size=32)
+    )
+    assert found["pos_embed"].shape == (1, 5, 192)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())

@@ -175,6 +175,10 @@ class Backend(Protocol):
         """The device that 'auto', 'cpu', 'cuda' or 'cuda:1' means here; raises UsageError where there is none."""
         ...
 
+    def is_memory_full(self, error: BaseException) -> bool:
+        """Whether that is how the framework says that the device has too little memory."""
+        ...
+
     def describe(self, source: Any, *, model: str, name: str, pretrained: bool, image_size: int) -> ModelMap: ...
 
     def build(self, plan: Plan, *, threads: int | None = None) -> Network:

@@ -20,11 +20,12 @@ from xfer.errors import UsageError, WeightsError, XferError
 from xfer.plan.model_map import Frozen, ModelMap
 from xfer.plan.preprocess import Preprocess
 
-FACTS_FORMAT = 3  # rises when groups, stages or cuts are derived differently
+FACTS_FORMAT = 4  # rises when groups, stages or cuts are derived differently
 
 
 class ModelFacts(Frozen):
-    """A model as the provider and the backend describe it. `tag` and its place are None where the weights are not the provider's."""
+    """A model as the provider and the backend describe it. `tag` and its place are None where the weights are not the provider's;
+    `pretrained` says that it is the network which the provider builds for its own."""
 
     map: ModelMap
     preprocess: Preprocess
@@ -32,11 +33,13 @@ class ModelFacts(Frozen):
     url: str | None = None
     file: str | None = None
     digest: str | None = None
+    pretrained: bool = False
 
 
 class Question(Frozen):
     """What is asked: `target` is the source plugin, `image_size` None for the weights' own. `stamp` tells one state of a model's file
-    from another, `local` is the text of the recipe's plugin files by their modules."""
+    from another; `weights` are a file's path, its part and its state, where they may decide how the network is built; `local` is the
+    text of the recipe's plugin files by their modules."""
 
     target: str
     model: str
@@ -45,6 +48,7 @@ class Question(Frozen):
     tag: str | None
     image_size: int | None
     stamp: str | None = None
+    weights: tuple[str, str | None, str] | None = None
     local: dict[str, str] = {}
 
 
@@ -74,13 +78,17 @@ def make(question: Question) -> ModelFacts:
             raise UnknownModelError(f"{source.provider} has no model '{question.name}'", hint=plugins.nearest(question.name, models))
     tag = source.tag(question.name, question.tag, image_size=question.image_size) if question.tag else None
     preprocess = source.preprocess(question.name, tag.name if tag else None)
+    pretrained = tag is not None
+    if question.weights is not None:
+        file, part, _ = question.weights
+        pretrained = source.is_for_own(question.name, Path(file), part)
+    size = question.image_size or preprocess.crop
     backend = backend_named(source.backend)
-    model_map = backend.describe(
-        source, model=question.model, name=question.name, pretrained=tag is not None, image_size=question.image_size or preprocess.crop
-    )
+    model_map = backend.describe(source, model=question.model, name=question.name, pretrained=pretrained, image_size=size)
+    found = ModelFacts(map=model_map, preprocess=preprocess, pretrained=pretrained)
     if tag is None:
-        return ModelFacts(map=model_map, preprocess=preprocess)
-    return ModelFacts(map=model_map, preprocess=preprocess, tag=tag.name, url=tag.url, file=tag.file, digest=tag.digest)
+        return found
+    return found.model_copy(update={"tag": tag.name, "url": tag.url, "file": tag.file, "digest": tag.digest})
 
 
 def _key(question: Question) -> str:

@@ -64,7 +64,19 @@ class WeightsChoice:
             match=self.match,
             part=self.part,
             provider=self.provider,
+            pretrained=facts.pretrained,
         )
+
+    def state(self) -> tuple[str, str | None, str] | None:
+        """(file, part, what changes when the file does) of a file that is there."""
+        if self.kind != "file":
+            return None
+        try:
+            file = locate(self.location).file
+            found = file.stat()
+        except (UsageError, OSError):
+            return None  # said by `plan`
+        return str(file), self.part, f"{found.st_size} {found.st_mtime_ns}"
 
 
 def absent_weights(weights: WeightsPlan, *, model: ModelMap) -> list[DownloadPlan]:
@@ -120,6 +132,7 @@ def ask(
         tag=tag,
         image_size=recipe.target.image_size or recipe.source.preprocess.crop or (names.bundle.preprocess.crop if names.bundle else None),
         stamp=stamp,
+        weights=weights.state() if hasattr(plugin, "is_for_own") else None,
         local=names.local_sources,
     )
     try:

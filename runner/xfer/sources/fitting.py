@@ -83,15 +83,18 @@ def fit(
     """The network's tensors by its own names, float32 where they are real numbers, integers as they are.
 
     The classifier and auxiliary heads are left out, whether the file has them or not. `order` is the network's names in its
-    own order, where the ModelMap's differs. `adapt` renames tensors of the provider's own files. `origin` names the file in
-    messages. Raises WeightsError.
+    own order, where the ModelMap's differs. `adapt` renames tensors of the provider's own files; a file that fits as it is, is
+    not shown to it: for a network of another size than the provider's own, it would fit no more. `origin` names the file in messages.
+    Raises WeightsError.
     """
     wanted = Wanted.of(model_map, order)
     scope = _inside(tensors, part, origin) if part else dict(tensors)
     scope = peeled(scope, wanted)
     if match == "order":
         return _finished(_by_order(scope, wanted, origin), wanted, origin)
-    return _finished(_by_name(adapt(scope) if adapt else scope, wanted, origin), wanted, origin)
+    if adapt is not None and any(_differences(scope, wanted)):
+        scope = adapt(scope)
+    return _finished(_by_name(scope, wanted, origin), wanted, origin)
 
 
 def peeled(tensors: Named, wanted: Wanted) -> Named:
@@ -135,9 +138,7 @@ def unknown_part(names: Sequence[str], part: str, origin: str, *, separators: st
 
 def _by_name(tensors: Named, wanted: Wanted, origin: str) -> Named:
     chosen = {name: tensors[name] for name in wanted.required if name in tensors}
-    missing = [name for name in wanted.required if name not in tensors and _leaf(name) not in DERIVED]
-    unexpected = [name for name in tensors if name not in wanted.required and not wanted.is_ignored(name)]
-    other = [name for name, tensor in chosen.items() if tuple(tensor.shape) != wanted.required[name].shape]
+    missing, unexpected, other = _differences(tensors, wanted)
     if not (missing or unexpected or other):
         return chosen
     parts = []
@@ -150,6 +151,14 @@ def _by_name(tensors: Named, wanted: Wanted, origin: str) -> Named:
         parts.append(f"{len(other)} {'has' if len(other) == 1 else 'have'} another shape ({_listed(shapes)})")
     advice = _advice(tensors, wanted, missing, unexpected, other)
     raise WeightsError(f"{origin} does not fit {wanted.model}: " + "; ".join(parts) + (f"; {advice}" if advice else ""))
+
+
+def _differences(tensors: Named, wanted: Wanted) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, names that are unexpected, and names whose tensors have another shape."""
+    missing = [name for name in wanted.required if name not in tensors and _leaf(name) not in DERIVED]
+    unexpected = [name for name in tensors if name not in wanted.required and not wanted.is_ignored(name)]
+    other = [name for name, needed in wanted.required.items() if name in tensors and tuple(tensors[name].shape) != needed.shape]
+    return missing, unexpected, other
 
 
 def _advice(tensors: Named, wanted: Wanted, missing: list[str], unexpected: list[str], other: list[str]) -> str | None:

@@ -20,7 +20,7 @@ from xfer.data.keras_files import keras_home
 from xfer.errors import UsageError
 from xfer.plan.preprocess import Preprocess
 from xfer.plugins import nearest
-from xfer.sources import keras_library
+from xfer.sources import keras_library, keras_own
 from xfer.sources.source import Tag
 from xfer.sources.tags import unknown_tag
 
@@ -80,6 +80,10 @@ class KerasSource:
         if tag is not None and tag not in self.tags(name):
             raise unknown_tag(self.provider, name, tag, self.tags(name))
         return _probed(name).model_copy(update={"resize": size, "crop": size})
+
+    def is_for_own(self, name: str, file: Path, part: str | None) -> bool:
+        """See `keras_own`: EfficientNet is built differently for Keras's own weights."""
+        return keras_own.is_for_own(name, file, part)
 
     def adapt(self, name: str, tensors: dict[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
         """As they are: Keras's files are fitted by layers (see keras_weights)."""
@@ -165,14 +169,23 @@ def _built(name: str, weights: str | None, size: int) -> tuple[Any, Tag | None]:
         warnings.simplefilter("ignore")  # that odd sizes take the weights of another: the Plan names the file
         naming.reset_uids()  # layers without a name of their own are numbered on through a process: here they start anew
         try:
-            network = function(include_top=False, weights=weights, input_shape=(size, size, 3))
+            network = function(include_top=False, weights=weights, input_shape=(size, size, 3), pooling="avg")
         except ValueError as reason:
             told = str(reason).splitlines()[0].partition("; Received")[0]
             raise UsageError(
                 f"keras/{name} can't be built for images of {size} pixels a side: {told}",
                 hint=f"leave target.image_size out, or set it to {_native_size(name)}",
             ) from reason
-    return network, asked[0] if asked else None
+    return _before_pooling(network, keras), asked[0] if asked else None
+
+
+def _before_pooling(network: Any, keras: Any) -> Any:
+    """As far as the last map, where that is averaged and nothing more. ConvNeXt normalises the averages for its classifier: asked for no
+    average, Keras would normalise every position instead, which are other features."""
+    last = network.layers[-1]
+    if not isinstance(last, keras.layers.GlobalAveragePooling2D):
+        return network
+    return keras.Model(network.inputs, last.input, name=network.name)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,18 +13,21 @@ from xfer.errors import WeightsError
 from xfer.plan.preprocess import Preprocess
 from xfer.sources import arrays, keras_library
 from xfer.sources.formats import identify
-from xfer.sources.hdf5 import MOST_EXPANSION, ROOM_BYTES
+from xfer.sources.keras_description import description
 from xfer.sources.model_paths import ANY_SIZE, OWN, PLACE, PathSource
 from xfer.sources.source import Tag
 
 CODE = {"__lambda__": "a lambda, Python code that lies in the file", "TFSMLayer": "a SavedModel, a program that lies elsewhere"}
-# What may stand before a network's first layer without preparing its input.
-PASSED = re.compile(r"InputLayer|Random\w+|Resizing|CenterCrop|ZeroPadding2D|Identity|Dropout|GaussianNoise|AutoContrast|AugMix|\w*Augment")
+# What may stand before a network's first layer without preparing its input; GetItem and Stack turn RGB into BGR.
+PASSED = re.compile(
+    r"InputLayer|Random\w+|Resizing|CenterCrop|ZeroPadding2D|Identity|Dropout|GaussianNoise|AutoContrast|AugMix|\w*Augment|GetItem|Stack|Cast"
+)
 PREPARES = ("Rescaling", "Normalization", "TrueDivide", "Divide", "Multiply", "Subtract", "Add")
 UNKNOWN = re.compile(r"(?:Could not locate (?:class|function) |Unknown (?:layer|object|Keras \w+): )'?([\w>.]+)'?")
+OPERATIONS = ("TFOpLambda", "SlicingOpLambda")  # how Keras 2 wrote `x / 255` between layers; Keras 3 has no such classes
 SELF_MADE = (
     "register the class with @keras.saving.register_keras_serializable() in a file beside the recipe, which says "
-    "xfer_plugins = {} too, and name the file in the recipe: plugins: [./layers.py]"
+    "xfer_plugins = {} too, and name the file in the recipe, plugins: [./layers.py], or after xfer layers: --plugin layers.py"
 )
 
 
@@ -59,14 +61,15 @@ class KerasFileSource(PathSource):
         return Tag(OWN, None, self.located(name))
 
     def preprocess(self, name: str, tag: str | None) -> Preprocess:
-        """No file says what its network expects: 0..255 where it begins with a layer that prepares its input, else 0..1."""
+        """No file says what its network expects: 0..255 where it reads whole numbers or begins with a layer that prepares its input,
+        else 0..1."""
         size, prepares = _told(self.located(name), self.stamp(name))
         return Preprocess(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1.0 if prepares else 255.0)
 
 
 @cache
 def _told(path: str, stamp: str) -> tuple[int, bool]:
-    """The side in pixels, and whether the network prepares its input itself, of one state of a file."""
+    """The side in pixels, and whether the network takes pixels as they are, of one state of a file."""
     file = Path(path)
     network = _loaded(file)
     shape = _input_shape(network)
@@ -91,14 +94,20 @@ def _input_shape(network: Any) -> tuple[int | None, ...] | None:
 
 
 def _prepares(network: Any) -> bool:
-    """Whether the first thing that the network does is to bring pixels into a range."""
+    """Whether the network reads whole numbers, or the first thing that it does is to bring pixels into a range."""
+    if any("int" in tensor.dtype for tensor in getattr(network, "inputs", None) or ()):
+        return True
+    first = next((kind for kind in _kinds(network) if not PASSED.fullmatch(kind)), None)
+    return first in PREPARES
+
+
+def _kinds(network: Any) -> Iterator[str]:
+    """The classes of a network's operations in their order, those of nested models in the model's place."""
     for operation in getattr(network, "operations", None) or getattr(network, "layers", []):
         if getattr(operation, "layers", None):
-            return _prepares(operation)
-        kind = type(operation).__name__
-        if not PASSED.fullmatch(kind):
-            return kind in PREPARES
-    return False
+            yield from _kinds(operation)
+        else:
+            yield type(operation).__name__
 
 
 def _loaded(file: Path) -> Any:
@@ -106,14 +115,30 @@ def _loaded(file: Path) -> Any:
     _check(file)
     keras = keras_library.keras()
     try:
-        network = keras.models.load_model(file, compile=False, safe_mode=True)
+        own = {} if file.suffix == ".keras" else _of_applications()
+        network = keras.models.load_model(file, compile=False, safe_mode=True, custom_objects=own)
     except arrays.DAMAGE as error:
         unknown = UNKNOWN.search(str(error))
         if unknown is not None:
             name = unknown[1].rpartition(">")[2]
+            if name in OPERATIONS:
+                raise WeightsError(
+                    f"{file} can't be loaded: Keras 2 wrote operations of TensorFlow into it ('{name}'), which Keras 3 does not read",
+                    path=PLACE,
+                    hint="its weights can be read: name the network that they are of, and the file as its weights: "
+                    f"source.model: keras/NAME, source.weights: {file}, or {{path: {file}, part: NAME}} for a model inside it",
+                ) from None
             raise WeightsError(f"{file} can't be loaded: Keras does not know its '{name}'", path=PLACE, hint=SELF_MADE) from None
         raise WeightsError(f"{file} can't be loaded as a Keras model: {arrays.reason(error)}", path=PLACE) from None
     return network
+
+
+def _of_applications() -> dict[str, Any]:
+    """Layers that keras.applications has for itself: HDF5 files say no more of them than the class's name, and Keras looks elsewhere."""
+    from keras.src.applications import convnext, inception_resnet_v2
+
+    kinds = (convnext.LayerScale, convnext.StochasticDepth, inception_resnet_v2.CustomScaleLayer)
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _check(file: Path) -> None:
@@ -134,36 +159,13 @@ def _check(file: Path) -> None:
     if file.suffix not in endings:
         what = "a .keras archive" if is_archive else "an HDF5 file"
         raise WeightsError(f"{file} is {what}, and Keras goes by the ending: rename it to {file.stem}{endings[0]}", path=PLACE)
-    for name in _code(_description(file, is_archive=is_archive)):
+    for name in _code(description(file)):
         raise WeightsError(
             f"{file} is refused: it holds {CODE[name]}; nothing of it was run",
             path=PLACE,
             hint="where the model was made, put a class in its place that is registered with "
             "@keras.saving.register_keras_serializable(), and save it again",
         )
-
-
-def _description(file: Path, *, is_archive: bool) -> Any:
-    """The JSON that Keras would make the model from; raises WeightsError for weights without a model."""
-    import h5py
-
-    try:
-        if is_archive:
-            with zipfile.ZipFile(file) as archive:
-                if archive.getinfo("config.json").file_size > MOST_EXPANSION * file.stat().st_size + ROOM_BYTES:
-                    raise WeightsError(f"{file} is refused: its config.json is far larger than the archive", path=PLACE)
-                return json.loads(archive.read("config.json"))
-        with h5py.File(file, "r") as root:
-            if "model_config" in root.attrs:
-                return json.loads(root.attrs["model_config"])
-    except arrays.DAMAGE as error:
-        reason = arrays.reason(error)
-        raise WeightsError(f"{file} is truncated or damaged: it can't be read as a Keras model ({reason})", path=PLACE) from None
-    raise WeightsError(
-        f"{file} holds weights alone, not a model",
-        path=PLACE,
-        hint=f"name the model that they are of, and the file as its weights: source.model: keras/NAME, source.weights: {file}",
-    )
 
 
 def _code(description: Any) -> Iterator[str]:

@@ -34,6 +34,8 @@ def keras() -> Any:
         library()
         os.environ["KERAS_BACKEND"] = "tensorflow"
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        # TensorFlow's own kernels, which processors without AVX-512 get by default, round by an image's place in its batch.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         with quiet():
             import keras as module
             import tensorflow

@@ -18,11 +18,13 @@ from xfer.data.locations import local_path
 from xfer.errors import BundleError, UsageError, WeightsError
 from xfer.plan.plan import FORMAT, Plan, SourcePlan, WeightsPlan
 from xfer.plan.preprocess import Preprocess
+from xfer.sources.model_paths import kept
 from xfer.sources.source import Source, Tag
 
 PREFIX = "run:"
 PLAN_FILE = "plan.json"
 RESULT_FILE = "result.json"
+LOCK_FILE = "lock.json"
 WEIGHTS_FILE = "model/weights.safetensors"
 TAG = "bundle"
 
@@ -33,7 +35,7 @@ def open_bundle_source(path: str) -> SourcePlan:
     `path` is what follows `run:`. Raises BundleError for a folder that is no bundle, or one whose run did not finish.
     """
     folder, plan = _open(path)
-    source = plan.source
+    source = kept(plan.source, folder)
     weights = WeightsPlan(
         kind="bundle",
         location=f"{PREFIX}{path.removeprefix(PREFIX)}",
@@ -47,6 +49,16 @@ def open_bundle_source(path: str) -> SourcePlan:
 def bundle_plugins(path: str) -> dict[str, str]:
     """The text of the plugin files that the bundle's run had, by their modules: its provider, or layers of its model, may be in them."""
     return dict(_open(path)[1].plugins)
+
+
+def model_before(path: str) -> str | None:
+    """What `model_paths.model_content` was when the bundle's run began; None where the run didn't write it."""
+    try:
+        return json.loads((local_path(path.removeprefix(PREFIX)) / LOCK_FILE).read_text()).get("model")  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        raise BundleError(f"{local_path(path.removeprefix(PREFIX)) / LOCK_FILE} is damaged: it is not JSON") from None
 
 
 def _open(path: str) -> tuple[Path, Plan]:

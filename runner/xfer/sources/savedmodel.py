@@ -20,7 +20,7 @@ from typing import IO, Any
 from xfer.errors import WeightsError
 from xfer.plan.preprocess import Preprocess
 from xfer.sources import arrays, keras_library
-from xfer.sources.model_paths import ANY_SIZE, OWN, PLACE, PathSource
+from xfer.sources.model_paths import ANY_SIZE, BLOCK_BYTES, OWN, PLACE, PathSource, content
 from xfer.sources.source import Tag
 
 GRAPH = "saved_model.pb"
@@ -28,7 +28,6 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DEFAULT = "serving_default"  # the signature that is meant, of several
 FEATURES = ("default", "features")  # what publishers call the output that is meant, of several
 MOST_EXPANSION, ROOM_BYTES = 100, 1 << 28
-BLOCK_BYTES = 1 << 20
 
 
 class SavedModelSource(PathSource):
@@ -46,11 +45,11 @@ class SavedModelSource(PathSource):
         if not pretrained:
             raise WeightsError(f"{self.provider}:{name} can't be had without its own weights, or with others; leave source.weights out")
         folder = _folder(Path(self.located(name)), self.stamp(name))
-        return _model_class()(_loaded(folder), _content(folder))
+        return _model_class()(_loaded(folder), content(folder))
 
     def input_size(self, name: str) -> int:
         """The side in pixels that its input has; 224 where it takes any."""
-        return _side(self.located(name), self.stamp(name))
+        return _told(self.located(name), self.stamp(name))[0]
 
     def tag(self, name: str, tag: str, *, image_size: int | None = None) -> Tag:
         """The weights in it; raises WeightsError for any other tag."""
@@ -59,9 +58,9 @@ class SavedModelSource(PathSource):
         return Tag(OWN, None, None)
 
     def preprocess(self, name: str, tag: str | None) -> Preprocess:
-        """0..1, as TF Hub's image models agree to; nothing in a SavedModel says it."""
-        size = self.input_size(name)
-        return Preprocess(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        """0..1, as TF Hub's image models agree to; nothing in a SavedModel says it. One that reads whole numbers reads 0..255."""
+        size, whole = _told(self.located(name), self.stamp(name))
+        return Preprocess(resize=size, crop=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1.0 if whole else 255.0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class _Loaded:
     spec: Any
     argument: str | None  # the input's name, where it has to be given by name
     takes_training: bool
+    eval_only: str | None  # why it is called as in eval mode when it is trained
     trainable: tuple[Any, ...]
     others: tuple[Any, ...]
     held: Any  # the object itself, whose variables live as long as it does
@@ -97,6 +97,8 @@ def _model_class() -> type:
                 self._adopt(variable, trainable=False)
             if not loaded.trainable:
                 self.note += " without trainable variables: its features can be used, but nothing of it can be trained"
+            elif loaded.eval_only is not None:
+                self.note += f" {loaded.eval_only}: what of it is trained computes as in eval mode"
             self.built = True
 
         def _adopt(self, variable: Any, *, trainable: bool) -> None:
@@ -108,7 +110,7 @@ def _model_class() -> type:
         def call(self, inputs: Any, training: bool = False) -> Any:
             loaded = self._loaded
             pixels = tf.cast(inputs, loaded.spec.dtype)
-            given: dict[str, Any] = {"training": bool(training)} if loaded.takes_training else {}
+            given: dict[str, Any] = {"training": bool(training) and loaded.eval_only is None} if loaded.takes_training else {}
             found = loaded.function(pixels, **given) if loaded.argument is None else loaded.function(**{loaded.argument: pixels})
             return _chosen(found)
 
@@ -135,11 +137,12 @@ def _loaded(folder: Path) -> _Loaded:
     except (*arrays.DAMAGE, tf.errors.OpError) as error:
         raise WeightsError(f"{folder} can't be loaded as a SavedModel: {arrays.reason(error)}", path=PLACE) from None
     function, concrete, argument, takes_training = _called(held, folder)
+    eval_only = _eval_only(function) if takes_training else None
     listed = held if hasattr(held, "variables") else concrete  # what nobody lists is at least what the function reads
     trainable = list(getattr(listed, "trainable_variables", ()))
     known = {id(variable) for variable in trainable}
     others = [variable for variable in getattr(listed, "variables", ()) if id(variable) not in known]
-    return _Loaded(function, _image_specs(concrete)[0], argument, takes_training, tuple(trainable), tuple(others), held)
+    return _Loaded(function, _image_specs(concrete)[0], argument, takes_training, eval_only, tuple(trainable), tuple(others), held)
 
 
 def _called(held: Any, folder: Path) -> tuple[Any, Any, str | None, bool]:
@@ -158,6 +161,24 @@ def _called(held: Any, folder: Path) -> tuple[Any, Any, str | None, bool]:
     return usable[0], usable[0], next(iter(usable[0].structured_input_signature[1])), False
 
 
+def _eval_only(function: Any) -> str | None:
+    """Why a function that takes `training` can't be called in train mode: it was saved without, or it draws random numbers by no seed,
+    which no run could draw again."""
+    modes = [concrete for concrete in function.concrete_functions if _trains(concrete)]
+    if not modes:
+        return "without a train mode"
+    graphs = [concrete.graph.as_graph_def() for concrete in modes]
+    nodes = [node for graph in graphs for body in (graph.node, *(inner.node_def for inner in graph.library.function)) for node in body]
+    seeds = [(node.attr["seed"].i, node.attr["seed2"].i) for node in nodes if {"seed", "seed2"} <= set(node.attr)]
+    return "whose train mode draws random numbers that can't be drawn again" if (0, 0) in seeds else None
+
+
+def _trains(concrete: Any) -> bool:
+    import tensorflow as tf
+
+    return any(value is True for value in tf.nest.flatten(concrete.structured_input_signature))
+
+
 def _image_specs(concrete: Any) -> list[Any]:
     """The specification of the input, where it is a single batch of square RGB images; else none."""
     import tensorflow as tf
@@ -171,20 +192,11 @@ def _image_specs(concrete: Any) -> list[Any]:
 
 
 @cache
-def _side(path: str, stamp: str) -> int:
-    side = _loaded(_folder(Path(path), stamp)).spec.shape[1]
-    return int(side) if side is not None else ANY_SIZE
-
-
-def _content(folder: Path) -> str:
-    """A digest over all files: what a graph computes may depend on each of them."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+def _told(path: str, stamp: str) -> tuple[int, bool]:
+    """The side in pixels, and whether the input is of whole numbers, of one state of what lies there."""
+    spec = _loaded(_folder(Path(path), stamp)).spec
+    side = spec.shape[1]
+    return int(side) if side is not None else ANY_SIZE, bool(spec.dtype.is_integer)
 
 
 # Folders and archives

@@ -23,7 +23,8 @@ class Source(Protocol):
     """A provider of models. One whose models are files on this machine also has `named_by_path = True`, `located(name)`, the absolute
     path that a name means (without asking whether it is there), and `stamp(name)`, which changes when the file does and raises
     UsageError where it is not there; `brings_weights = True` where `build` puts the file's own weights in. `needs_trust` is a text:
-    why its models are only loaded where the recipe says `source.trust: true`.
+    why its models are only loaded where the recipe says `source.trust: true`. Where a network is built differently for the provider's own
+    weights, `is_for_own(name, file, part)` says whether a file that a recipe names (or a part of it) is for that one.
 
     Only `models`, `build`, `tags`, `tag` and `preprocess` may import the framework, inside the method."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -114,6 +115,14 @@ class TorchvisionSource:
             mean=tuple(says.mean),
             std=tuple(says.std),
         )
+
+    def is_for_own(self, name: str, file: Path, part: str | None) -> bool:
+        """Whether it is one of torchvision's own files, whose names hold the first digits of their SHA-256."""
+        if name not in _TRANSFORM_INPUT or not file.is_file():
+            return False
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return any(f"-{digest[:8]}." in member.url for member in self._weights(name).values())
 
     def adapt(self, name: str, tensors: dict[str, Any], *, image_size: int | None = None) -> dict[str, Any]:
         """Tensors of torchvision's own files by the names that its networks have today."""

@@ -354,6 +354,30 @@ def test_a_network_with_no_weights_below_its_features(describe_own: Describe) ->
     assert raised.value.message == "'net' has no weights below its features: there is nothing to transfer"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "int8"])
+def test_variables_that_are_not_float32(describe_own: Describe, dtype: str) -> None:
+    """They would not fit a float32 input; quantized ones would be read as if they were the weights."""
+    x = inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="stem")(x))
+    policy = None if dtype == "int8" else dtype
+    network = keras.Model(inputs, layers.Dense(5, name="fc")(layers.Dense(6, name="hidden", activation="relu", dtype=policy)(x)))
+    if dtype == "int8":
+        network.get_layer("hidden").quantize("int8")
+    with pytest.raises(UsageError) as raised:
+        describe_own(network, 16)
+    assert raised.value.message == f"own can't be used: its 'hidden/kernel' is {dtype}, and variables must be float32"
+    assert raised.value.hint == (
+        "save it as it was before model.quantize(), or made under keras.config.set_dtype_policy('float32') "
+        "(the mixed policies have such variables too)"
+    )
+
+
+def test_variables_of_mixed_policies_are_float32(describe_own: Describe) -> None:
+    x = inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="stem", dtype="mixed_bfloat16")(x)
+    assert names(describe_own(keras.Model(inputs, layers.Conv2D(4, 3, name="last", dtype="mixed_float16")(x)), 16)) == ["stem", "last"]
+
+
 def test_rows_that_are_no_images_make_no_cut(describe_own: Describe) -> None:
     """Windows in the batch's dimension: the symbolic shape doesn't tell them from images."""
     x = inputs = keras.Input((16, 16, 3))

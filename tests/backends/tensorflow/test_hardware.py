@@ -7,7 +7,7 @@ import platform
 import pytest
 import tensorflow as tf
 
-from xfer.backends.tensorflow.hardware import find, n_threads, place, prepare
+from xfer.backends.tensorflow.hardware import find, is_memory_full, n_threads, place, prepare
 from xfer.errors import UsageError
 
 
@@ -48,3 +48,12 @@ def test_threads_can_t_change_once_it_computes():
     assert caught.value.message == f"the run was begun with {n + 1} threads, and TensorFlow computes with {n} in this process already"
     assert caught.value.hint == "resume it in a process of its own: xfer run --resume"
     assert n_threads() == n
+
+
+def test_too_little_memory_is_told_from_other_errors():
+    with pytest.raises(tf.errors.ResourceExhaustedError) as full:
+        tf.zeros([1 << 45])
+    assert is_memory_full(full.value)
+    with pytest.raises(tf.errors.InvalidArgumentError) as other:
+        tf.ones([1, 2]) @ tf.ones([3, 1])
+    assert not is_memory_full(other.value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +76,24 @@ def test_frozen_graphs_follow_the_weights(built, monkeypatch, most):
         built.load_tensors(values)
         found = built.compute(PIXELS, start="pixels", end="pooled", pooled=False)
         assert found == pytest.approx(by_hand(built, mean, variance), rel=1e-4, abs=1e-4)
+
+
+PLACES = """
+import numpy as np
+from xfer.sources import keras_library
+
+keras = keras_library.keras()
+import tensorflow as tf
+
+keras.utils.set_random_seed(0)
+network = keras.applications.MobileNetV2(weights=None, input_shape=(64, 64, 3), include_top=False, pooling="avg")
+features = tf.function(lambda images: network(images, training=False))
+images = np.random.default_rng(0).random((32, 64, 64, 3), dtype=np.float32)
+assert np.array_equal(features(np.roll(images, 5, 0)).numpy(), np.roll(features(images).numpy(), 5, 0))
+"""
+
+
+def test_features_do_not_depend_on_the_place_in_a_batch():
+    """In a process that nothing has loaded TensorFlow in: a kill amid an extraction shifts what comes after it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    subprocess.run([sys.executable, "-c", PLACES], check=True, env=environment)

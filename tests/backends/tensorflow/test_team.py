@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,8 +59,8 @@ xfer_plugins = {"methods": {"critic": Adversary}}
 class Cases:
     """Writes recipes, runs the workers, and reads what they left."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.given = folder, []
+    def __init__(self, folder: Path, free_ports: Callable[[int], list[int]]) -> None:
+        self.folder, self.free_ports, self.given = folder, free_ports, []
         np.savez(folder / "images.npz", images=np.zeros((30, SIDE, SIDE, 3), np.uint8), labels=np.arange(30) % 3)
         (folder / "critic.py").write_text(CRITIC)
 
@@ -84,7 +83,7 @@ class Cases:
         (self.folder / "cases.json").write_text(json.dumps(self.given))
         started = []
         for size in sizes:
-            ports = ",".join(free_ports(size))
+            ports = ",".join(map(str, self.free_ports(size)))
             for rank in range(size):
                 command = [sys.executable, str(WORKER), str(self.folder / "cases.json"), str(rank), str(size), ports]
                 env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -124,19 +123,9 @@ class Cases:
         assert [other == first for other in others] == [True] * (size - 1)
 
 
-def free_ports(n: int) -> list[str]:
-    found = [socket.socket() for _ in range(n)]
-    for each in found:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in found]
-    for each in found:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def make_cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cases]:
-    return lambda name: Cases(tmp_path_factory.mktemp(name))
+def make_cases(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Callable[[str], Cases]:
+    return lambda name: Cases(tmp_path_factory.mktemp(name), free_ports)
 
 
 def add_frozen(cases: Cases) -> None:

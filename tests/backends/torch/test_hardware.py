@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xfer.backends.torch.hardware import fast_bfloat16, find, threads
+from xfer.backends.torch.hardware import fast_bfloat16, find, is_memory_full, threads
 from xfer.errors import UsageError
 
 
@@ -43,3 +43,13 @@ def test_threads_are_put_back():
     with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_too_little_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_memory_full(caught.value)
+    assert is_memory_full(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."))
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_memory_full(caught.value)

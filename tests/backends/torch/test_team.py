@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
 import pytest
 import torch
@@ -15,11 +13,9 @@ from xfer.errors import UsageError
 
 
 @pytest.fixture
-def team(monkeypatch):
+def team(monkeypatch, free_ports):
     """Of one rank, its process group ended with the test."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    (port,) = free_ports(1)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     yield TorchBackend().join(0, 1, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xfer.backends.stages import Sized, stages
@@ -13,12 +14,15 @@ from xfer.backends.tensorflow.untraced import children, features
 from xfer.errors import UsageError
 from xfer.plan.model_map import PIXELS, POOLED, Cut, Group, ModelMap, Tensor
 
+# Of variables that a float32 input does not fit, or that stand for others: whole policies, and what Keras quantizes to.
+OTHER_TYPES = ("bfloat16", "float16", "float64", "int8", "uint8")
+
 
 def describe(network: Any, *, model: str, library: str, input_size: int, image_size: int) -> ModelMap:
     """The network's groups, stages and cuts.
 
     Shapes are for images of `image_size` pixels a side; stages are those at `input_size`, the native side. Raises UsageError for a
-    size that the network can't take, and for a network that doesn't read one RGB image.
+    size that the network can't take, and for a network that doesn't read one RGB image, or whose variables aren't float32.
     """
     try:
         return _described(network, model=model, library=library, input_size=input_size, image_size=image_size)
@@ -35,6 +39,7 @@ def _described(network: Any, *, model: str, library: str, input_size: int, image
         derived = derive(network, input_size=input_size, image_size=image_size)
     except Untraceable as why:
         return _untraced(network, str(why), model=model, library=library, input_size=input_size, image_size=image_size)
+    _refuse_other_types([tensor for group in derived.groups for tensor in group.tensors], model=model)
     cuts = [Cut(name=c.name, groups_before=c.groups_before, shape=c.row, layout=c.layout) for c in derived.cuts[1:-1]]
     end = derived.cuts[-1]
     return ModelMap(
@@ -69,6 +74,17 @@ def _untraced(network: Any, why: str, *, model: str, library: str, input_size: i
         traced=False,
         note=f"no graph, so the only cuts are {PIXELS} and {POOLED}, and its output is taken as the features: {why}",
     )
+
+
+def _refuse_other_types(tensors: Sequence[NamedTensor], *, model: str) -> None:
+    """What a layer computes in is the run's choice; what its variables are kept in is not, and optimizers step in float32."""
+    odd = next((tensor for tensor in tensors if tensor.variable.dtype in OTHER_TYPES), None)
+    if odd is not None:
+        raise UsageError(
+            f"{model} can't be used: its '{odd.name}' is {odd.variable.dtype}, and variables must be float32",
+            hint="save it as it was before model.quantize(), or made under keras.config.set_dtype_policy('float32') "
+            "(the mixed policies have such variables too)",
+        )
 
 
 def _pixels(image_size: int) -> Cut:

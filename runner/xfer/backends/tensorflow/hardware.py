@@ -30,6 +30,11 @@ def find(wanted: str) -> Device:
     return Device(f"cuda:{index or 0}", f"cuda sm{major}{minor}", major >= 8, n_threads())
 
 
+def is_memory_full(error: BaseException) -> bool:
+    """Whether TensorFlow asked for memory that the device has not."""
+    return isinstance(error, tf.errors.ResourceExhaustedError)
+
+
 def place(device: Device) -> str:
     """TensorFlow's own name of a device."""
     kind, _, index = device.name.partition(":")

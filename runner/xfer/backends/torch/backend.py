@@ -42,6 +42,9 @@ class TorchBackend:
     def device(self, wanted: str) -> Device:
         return hardware.find(wanted)
 
+    def is_memory_full(self, error: BaseException) -> bool:
+        return hardware.is_memory_full(error)
+
     def describe(self, source: Source, *, model: str, name: str, pretrained: bool, image_size: int) -> ModelMap:
         network = blueprint(lambda: source.build(name, pretrained=pretrained, image_size=image_size))
         return describe(network, model=model, library=source.library(), input_size=source.input_size(name), image_size=image_size)

@@ -32,6 +32,11 @@ def find(wanted: str) -> Device:
     return Device(f"cuda:{index or 0}", f"cuda sm{major}{minor}", major >= 8, torch.get_num_threads())
 
 
+def is_memory_full(error: BaseException) -> bool:
+    """Whether torch asked for memory that the device has not. For that of the CPU it has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 @contextlib.contextmanager
 def threads(n_threads: int | None) -> Iterator[None]:
     """Within it torch computes with so many threads; None leaves them as they are.

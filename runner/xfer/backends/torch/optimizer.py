@@ -38,8 +38,8 @@ class PhaseOptimizer:
             if scaled:
                 scaler.unscale_(self.optimizer)  # type: ignore[union-attr]
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.clip_norm)
+        self._first_momenta()
         if scaled:
-            self._first_momenta()
             scaler.step(self.optimizer)  # type: ignore[union-attr]
             scaler.update()  # type: ignore[union-attr]
         else:
@@ -47,8 +47,9 @@ class PhaseOptimizer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _first_momenta(self) -> None:
-        """Zeros where SGD has no momentum yet: its fused step makes them of memory as it is, and leaves them so where the scaler skips
-        the step. From zeros, the first step that is taken gives what it would have given."""
+        """Zeros where SGD has no momentum yet. Its fused step refuses a group of which only some tensors have one (those that an earlier
+        phase trained already), and makes what is missing of memory as it is, which stays where the scaler skips the step. From zeros,
+        the first step that is taken gives what it would have given."""
         if self.plan.name == "sgd" and self.plan.momentum:
             for parameter in self.parameters.values():
                 if parameter.grad is not None and self.optimizer.state[parameter].get("momentum_buffer") is None:
@@ -64,10 +65,11 @@ class PhaseOptimizer:
         return saved
 
     def load_state(self, saved: dict[str, np.ndarray]) -> None:
-        """Take over the state of the tensors that are trained here; others start fresh."""
+        """Take over the state of the tensors that are trained here; others start fresh. Without momentum there is none to keep: held
+        for a later phase, it would be that of weights long left."""
         for key, value in saved.items():
             name, _, field = key.rpartition("/")
-            if name not in self.parameters:
+            if name not in self.parameters or (self.plan.name == "sgd" and not self.plan.momentum):
                 continue
             parameter, loaded = self.parameters[name], torch.from_numpy(np.array(value))
             if field == "step":
