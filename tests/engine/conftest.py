@@ -70,7 +70,7 @@ class Workplace:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
         command = [sys.executable, "-m", "xfer.cli", *arguments]
         return subprocess.Popen(
-            command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **{"cwd": self.folder, **options}
         )
 
     def xfer(self, *arguments: str, code: int = 0, **options: Any) -> tuple[str, str]:

@@ -274,7 +274,7 @@ class Place:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
         process.send_signal(how)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == (130 if how == signal.SIGINT else -how), err
         return err
 
@@ -291,7 +291,7 @@ class Place:
             wait_for_work(process, result)
             time.sleep(moment)
             process.send_signal(how)
-            _, err = process.communicate(timeout=120)
+            _, err = process.communicate(timeout=300)
             if process.returncode == 0:  # it was through already, or as good as
                 return n_ended
             assert process.returncode == (130 if how == signal.SIGINT else -how), err

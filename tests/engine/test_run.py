@@ -122,6 +122,50 @@ def test_bad_images_are_quarantined_and_too_many_stop_the_run(workplace, read_re
     assert read_result(workplace.folder / "stops")["status"] == "failed"
 
 
+FAILING = """
+import torch
+
+from xfer.methods.method import Method
+
+
+class Failing(Method):
+    type, trains_source, default_policy = "feature", False, "head"
+
+    def __init__(self, *, how: str):
+        self.how, self.n_losses = how, 0
+
+    def loss(self, seen):
+        self.n_losses += 1
+        if self.n_losses == 10 and self.how == "raise":
+            raise KeyError("of the method's own")
+        if self.n_losses == 10:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return seen.task_loss()
+
+
+xfer_plugins = {"methods": {"failing": Failing}}
+"""
+
+
+@pytest.mark.parametrize("how", ["raise", "fill"])
+def test_a_run_that_ends_in_an_unforeseen_way(workplace, read_result, how):
+    """Whatever it was, the bundle says so and keeps what it had; too little memory is no fault of the code's, so no trace is shown."""
+    (workplace.folder / "failing.py").write_text(FAILING)
+    overrides = ("plugins=[./failing.py]", "transfer={type: feature, method: failing, how: " + how + "}", "runtime.extraction_batch=16")
+    _, err = workplace.xfer("run", str(workplace.recipe), *overrides, "--out", "stops", code=1)
+    result, folder = read_result(workplace.folder / "stops"), (workplace.folder / "stops").resolve()
+    assert (result["status"], result["data"]["computed"]) == ("failed", 60)
+    assert (folder / "report.html").exists()
+    if how == "raise":
+        assert result["error"] == """KeyError: "of the method's own\""""
+        assert err.endswith(f"what the run had is kept; when the cause is gone, go on with: xfer run --resume {folder}\n")
+    else:
+        assert result["error"].startswith("cpu has too little memory: ")
+        hint = "start anew with a smaller target.batch_size (8) or runtime.extraction_batch (16); what fits of the features that were"
+        assert f"error: {result['error']}\n  {hint} computed is used again\n" in err
+        assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("overrides", [
     ("head.hidden=[16]", "head.dropout=0.3", "optimizer.label_smoothing=0.1", "optimizer.class_weights=balanced"),
     ("optimizer.name=sgd", "optimizer.schedule=cosine", "optimizer.warmup_epochs=1", "optimizer.clip_norm=1.0", "transfer.at=stage1"),
@@ -143,7 +187,7 @@ def kill_and_resume(workplace, moments, *, how, overrides=()):
         if process.poll() is None:
             process.send_signal(how)
             hits += 1
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         if process.returncode == 0:
             return hits
         if not (workplace.folder / "killed" / "plan.json").exists():
@@ -151,7 +195,7 @@ def kill_and_resume(workplace, moments, *, how, overrides=()):
             process = workplace.start("run", str(workplace.recipe), *overrides, "--out", "killed")
         else:
             process = workplace.start("run", "--resume", "killed")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return hits
 
@@ -162,9 +206,11 @@ LONG = ("freeze.0.epochs=150", "head.dropout=0.2", "head.hidden=[32]", "runtime.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_sigkill_at_random_moments(workplace, read_numbers, seed):
+    began = time.monotonic()
     whole = workplace.run(*LONG, out="whole")
+    # The short life first: the whole run may have met a busier machine than the others will.
+    moments = np.sort(np.random.default_rng(seed).uniform(0.1, 0.8, size=3)) * (time.monotonic() - began)
     shutil.rmtree(workplace.cache)
-    moments = np.random.default_rng(seed).uniform(2.0, 7.0, size=3)
     assert kill_and_resume(workplace, moments, how=signal.SIGKILL, overrides=LONG) >= 1
     assert read_numbers(workplace.folder / "killed") == read_numbers(whole)
 
@@ -177,7 +223,7 @@ def test_sigint_while_the_head_trains(workplace, read_numbers, read_result):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert err.splitlines()[-2:] == [
         "error: stopped after the step was finished and saved",

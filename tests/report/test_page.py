@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from xfer.errors import BundleError
+from xfer.errors import BundleError, DiskFullError
 from xfer.plan.plan import Plan
 from xfer.report import moves
 from xfer.report.page import render
@@ -139,3 +141,15 @@ def test_a_cut_line_of_metrics_is_passed_over(make_bundle):
 def test_no_bundle(tmp_path):
     with pytest.raises(BundleError):
         render(tmp_path)
+
+
+def test_a_disk_without_room(make_bundle, monkeypatch):
+    bundle = make_bundle()
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFullError, match=r"no room left on the disk while writing .*/report\.html \("):
+        render(bundle)
+    assert not list(bundle.glob(".report*"))

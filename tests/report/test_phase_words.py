@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xfer.plan.model_map import Tensor
-from xfer.plan.plan import AugmentPlan, MethodPlan, OptimizerPlan, UntilPlan
+from xfer.plan.plan import AugmentPlan, ClusterPlan, MethodPlan, OptimizerPlan, UntilPlan
 from xfer.report import phase_words
 
 OWN = (
@@ -129,6 +129,24 @@ def test_where_a_phase_starts(two_phases):
     place = two_phases[1].input
     assert phase_words.start(place) == "layer3.1 256x14x14"
     assert phase_words.start(place.model_copy(update={"after_phase": 1})) == "layer3.1 256x14x14 after phase 2"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "text"),
+    [
+        (None, ""),
+        (
+            ClusterPlan(workers=(2, 2), gpus_per_worker=0.5),
+            "2 workers, 0.5 GPU each, on a Ray of its own on this machine; no storage in common: one node only; up to 3 failures",
+        ),
+        (
+            ClusterPlan(workers=(1, 8), gpus_per_worker=1.0, address="auto", storage="/mnt/xfer", max_failures=5, startup_seconds=1800.0),
+            "1 to 8 workers, 1 GPU each, on the Ray at auto, which has 30 min to grow; storage /mnt/xfer; up to 5 failures",
+        ),
+    ],
+)
+def test_how_a_run_is_spread(pair, cluster, text):
+    assert phase_words.cluster(pair().model_copy(update={"cluster": cluster})) == text
 
 
 def augment(**changes):

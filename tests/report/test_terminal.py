@@ -113,6 +113,14 @@ def test_a_plan_has_no_rows_for_what_is_not_used(make_plan):
     assert not labels & {"own groups", "looks at", "teacher", "never trained", "its state", "statistics", "augment"}
 
 
+def test_a_plan_says_what_the_dataset_leaves_out(make_plan):
+    plan = make_plan()
+    data = plan.data.model_copy(update={"notes": ("left out, because of their endings: 2 .gif",)})
+    text = printed(show_plan(plan.model_copy(update={"data": data})), 120)
+    assert "of the data    left out, because of their endings: 2 .gif " in text
+    assert "of the data" not in printed(show_plan(plan), 120)
+
+
 def test_a_result_says_what_each_phase_did_to_the_source(make_bundle):
     result = json.loads((make_bundle() / "result.json").read_text())
     result["data"]["computed"] = 0

@@ -23,6 +23,7 @@ from xfer.errors import BundleError, DataError
 from xfer.ops.metrics import classification, intervals
 from xfer.plan.model_map import PIXELS
 from xfer.plan.plan import Plan
+from xfer.sources.model_paths import kept, refuse_another
 
 FOLDER = "folder"
 
@@ -41,10 +42,11 @@ def load(bundle: Bundle, *, precision: str | None = None) -> Loaded:
     if not (bundle.folder / "model" / "labels.json").exists():
         status = bundle.result().get("status", "running")
         raise BundleError(f"{bundle.folder} has no model: its run is {status}", hint=f"go on with: xfer run --resume {bundle.folder}")
-    plan = bundle.plan
+    plan = bundle.plan.model_copy(update={"source": kept(bundle.plan.source, bundle.folder)})
     if precision is not None:
         plan = plan.model_copy(update={"runtime": plan.runtime.model_copy(update={"precision": precision})})
     load_plugins(plan)
+    refuse_another(plan.source, bundle.lock().get("model"), bundle=bundle.folder)
     backend = backend_named(plan.backend)
     return Loaded(plan, backend, backend.load(plan, bundle.folder / "model"))
 

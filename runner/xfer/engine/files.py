@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from xfer.data.store_faults import NO_ROOM
 from xfer.errors import DiskFullError
@@ -16,21 +20,34 @@ from xfer.errors import DiskFullError
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """`write` fills a temporary file beside `path`, which is then renamed; raises DiskFullError where there is no room."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    with room_for(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Whatever is written to `path` inside, by whichever library, raises DiskFullError where there is no room for it."""
     try:
-        write(temporary)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield
     except OSError as error:
         if error.errno in NO_ROOM:
             raise no_room(path) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    except SafetensorError as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))  # its words are all that is left of the system's error
+        if told is not None and int(told[1]) in NO_ROOM:
+            raise no_room(path) from error
+        raise
 
 
 def no_room(path: Path) -> DiskFullError:

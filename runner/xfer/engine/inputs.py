@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from xfer.backends.backend import Device, Network, Team
+from xfer.data.decode import DECODING
 from xfer.data.digests import content_digests
 from xfer.data.pipeline import decoded
 from xfer.data.store import FeatureStore, StoreSpec
@@ -164,7 +165,7 @@ def store_key(
     """All that the rows at a cut depend on. At cut 0 that is the images and how they are decoded."""
     preprocess = run.source.preprocess.model_dump(mode="json")
     key: dict[str, Any] = {"contents": contents, "cut": place.cut, "shape": list(place.shape), "dtype": place.dtype}
-    key["view"] = view.key if view else "clean"
+    key |= {"view": view.key if view else "clean", "decoding": DECODING}
     if place.cut == PIXELS:
         decode = {name: preprocess[name] for name in ("resize", "crop", "stretch", "interpolation")}
         return {**key, "decode": decode, "versions": {"pillow": versions.get("pillow", "")}}

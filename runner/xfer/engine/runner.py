@@ -16,9 +16,9 @@ import numpy as np
 from xfer.backends.backend import Backend, Network, Team, backend_named
 from xfer.data.store import FeatureStore
 from xfer.engine.baselines import Baselines, fit_baselines
-from xfer.engine.bundle import Bundle, load_plugins
+from xfer.engine.bundle import Bundle, ending, load_plugins
 from xfer.engine.downloads import fetch_dataset
-from xfer.engine.files import write_atomic, write_json
+from xfer.engine.files import room_for, write_atomic, write_json
 from xfer.engine.inputs import Inputs, OpenStore, Stop, contents_digest
 from xfer.engine.reporter import Reporter
 from xfer.engine.target import Target
@@ -26,10 +26,11 @@ from xfer.engine.team import ALONE, from_first, gathered
 from xfer.engine.training import PhaseRunner, Progress, predict
 from xfer.engine.training_rows import TrainingRows
 from xfer.engine.views import View
-from xfer.errors import DataError, InterruptedRun, UsageError, XferError
+from xfer.errors import DataError, InterruptedRun, MemoryFullError, UsageError, XferError
 from xfer.ops.metrics import classification, intervals
 from xfer.plan.plan import InputPlan, PhasePlan
 from xfer.sources.fetching import download
+from xfer.sources.model_paths import model_content, model_path, refuse_another
 
 
 class Run:
@@ -64,7 +65,7 @@ class Run:
         self.progress = Progress()
 
     def execute(self) -> dict[str, Any]:
-        """Runs to the end; on any error of ours, the result says what happened before the error goes on."""
+        """Runs to the end; on any error, the result says what happened before the error goes on."""
         from_first(self.team, self.bundle.hold)
         if (done := from_first(self.team, self.bundle.result)).get("status") == "finished":
             return done  # killed after its last write, while the report was made: there is nothing left to do here
@@ -81,23 +82,45 @@ class Run:
         except XferError as error:
             self._result("failed", error=error.message)
             raise
+        except BaseException as error:
+            self._unforeseen(error)
+            raise
         return result
+
+    def _unforeseen(self, error: BaseException) -> None:
+        """Note how the run ended that nobody had thought of; raises MemoryFullError where it was that."""
+        if isinstance(error, MemoryError) or self.backend.is_memory_full(error):
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            sizes = f"target.batch_size ({self.plan.data.batch_size})", f"runtime.extraction_batch ({self.plan.runtime.extraction_batch})"
+            full = MemoryFullError(
+                f"{self.plan.runtime.device} has too little memory: {first}",
+                hint=f"start anew with a smaller {' or '.join(sizes)}; what fits of the features that were computed is used again",
+            )
+            self._result("failed", error=full.message)
+            raise full from error
+        status, words = ending(error)
+        self._result(status, error=words)
+        error.add_note(f"what the run had is kept; when the cause is gone, go on with: xfer run --resume {self.bundle.folder}")
 
     # before the first phase
 
     def _prepare(self) -> None:
         load_plugins(self.plan)
         lock = from_first(self.team, self.bundle.lock)
+        refuse_another(self.plan.source, lock.get("model"), bundle=self.bundle.folder)
         weights = download(self.plan.source.weights, say=self.reporter.note)
         self.target = Target.open(self.plan.data, dataset=fetch_dataset(self.plan.data, say=self.reporter.note))
+        for note in self.target.dataset.notes:
+            self.reporter.warn(f"target: {note}")
         self.network = self.backend.build(self.plan, threads=lock.get("threads"))
         self.device = self.backend.device(self.plan.runtime.device)
         self.versions = self.backend.versions()
         self.contents = contents_digest(self.target, cache=Path(self.plan.runtime.cache))
         self._alike()
         if lock:
-            self._compare(lock)
+            self._compare(lock, weights)
         else:
+            self.bundle.keep_model(model_path(self.plan.source))
             self.bundle.write_lock(self._lock(weights))
 
     def _alike(self) -> None:
@@ -123,12 +146,19 @@ class Run:
             "threads": self.device.threads,
             "seed": self.plan.seed,
             "weights": {"location": self.plan.source.weights.location, "sha256": sha256(weights_file) if weights_file else None},
+            "model": model_content(self.plan.source),
             "data": {"listing": self.plan.data.listing, "contents": self.contents},
             "plan": hashlib.sha256(self.plan.model_dump_json().encode()).hexdigest(),
         }
 
-    def _compare(self, lock: dict[str, Any]) -> None:
-        """A resumed run must go on over the same data; other differences are said, since the last digits may differ."""
+    def _compare(self, lock: dict[str, Any], weights_file: Path | None) -> None:
+        """A resumed run must go on from the same weights, over the same data; other differences are said, since the last digits may
+        differ."""
+        if weights_file is not None and lock["weights"]["sha256"] != sha256(weights_file):
+            raise UsageError(
+                f"{weights_file} changed since the run began, so it can't go on from the same weights",
+                hint="put the file back that the run had, or start a new run with the recipe",
+            )
         if lock["data"]["contents"] != self.contents:
             raise UsageError(
                 "the images changed since the run began, so it can't go on with the same numbers", hint="start a new run with the recipe"
@@ -281,7 +311,8 @@ class Run:
         if self.team.rank:
             return
         folder = self.bundle.folder / "model"
-        self.network.save(folder)
+        with room_for(folder):
+            self.network.save(folder)
         write_json(folder / "labels.json", list(self.plan.data.classes))
         write_json(folder / "preprocessing.json", self.plan.source.preprocess.model_dump(mode="json"))
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from xfer.compile.phases import with_statistics
+from xfer.compile.phases import learns_statistics
 from xfer.engine.inputs import Inputs, decode_threads, rebatch
 from xfer.engine.views import View, augmented_rows, canvas_view, fixed_view, random_view
 from xfer.plan.model_map import PIXELS
@@ -29,7 +29,8 @@ class TrainingRows:
 
     def __init__(self, plan: Plan, phase: PhasePlan, *, opened: Open, make: Open) -> None:
         self.plan, self.phase, self.augment, self._make = plan, phase, phase.augment, make
-        self.learns_statistics = learns_statistics(plan, phase)
+        rewritten = plan.method.rewrites_statistics
+        self.learns_statistics = learns_statistics(plan.model, phase.train, norm=phase.norm, rewritten=rewritten)
         self.views: list[Inputs] = []
         if self.augment is None:
             self.views = [opened(phase.input, None)]
@@ -96,12 +97,6 @@ class TrainingRows:
 
     def _drawn(self, drawn: Inputs, part: np.ndarray, pieces: list[Future[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         return part, drawn.from_pixels(np.concatenate([piece.result() for piece in pieces]))
-
-
-def learns_statistics(plan: Plan, phase: PhasePlan) -> bool:
-    """Whether batch normalisation somewhere learns from the phase's batches."""
-    keeping = with_statistics(plan.model)
-    return bool(keeping) if plan.method.rewrites_statistics else phase.norm == "train" and bool(keeping & set(phase.train))
 
 
 def canvas_place(augment: AugmentPlan) -> InputPlan:

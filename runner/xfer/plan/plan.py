@@ -25,7 +25,7 @@ class WeightsPlan(Frozen):
     match: Literal["name", "order"] = "name"
     part: str | None = None
     provider: str | None = None  # for messages: 'torchvision', 'timm'
-    pretrained: bool = False  # of a bundle: its network was built as for the provider's own weights
+    pretrained: bool = False  # of a bundle or file: its network was built as for the provider's own weights
     digest: str | None = None  # of a tag: the file's SHA-256 or MD5, where the provider tells it
 
 
@@ -63,6 +63,7 @@ class DataPlan(Frozen):
     images: int
     counts: dict[str, dict[str, int]]
     listing: str | None
+    notes: tuple[str, ...] = ()  # what the dataset leaves out
     val: float
     test: float
     split_seed: int
@@ -198,6 +199,7 @@ class ClusterPlan(Frozen):
     address: str | None = None  # None: a Ray of its own on this machine
     storage: str | None = None  # where bundle and features lie; an absolute path or a URL
     max_failures: int = 3
+    startup_seconds: float = 0.0  # so long the cluster may take to grow where it has too little room
 
 
 class MethodPlan(Frozen):

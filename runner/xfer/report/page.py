@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from xfer.data.dataset import Dataset
+from xfer.engine.files import write_atomic
 from xfer.report import bundle_files, epochs, evidence, moves, numbers, setting
 from xfer.report.bundle_files import BundleFiles
 
@@ -23,10 +23,13 @@ def render(bundle: Path, *, dataset: Dataset | None = None) -> Path:
     """
     files = bundle_files.read(bundle)
     page = bundle / "report.html"
-    partial = bundle / f".report.html.{os.getpid()}"
-    partial.write_text(_template().render(**context(files, dataset)), encoding="utf-8", errors="backslashreplace")
-    partial.replace(page)
+    text = _template().render(**context(files, dataset))
+    write_atomic(page, lambda partial: _fill(partial, text))
     return page
+
+
+def _fill(partial: Path, text: str) -> None:
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def context(files: BundleFiles, dataset: Dataset | None) -> dict[str, Any]:

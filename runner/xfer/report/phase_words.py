@@ -173,4 +173,5 @@ def cluster(plan: Plan) -> str:
     gpus = "GPUs where there are any" if spread.gpus_per_worker is None else f"{spread.gpus_per_worker:g} GPU each"
     where = f"the Ray at {spread.address}" if spread.address else "a Ray of its own on this machine"
     storage = f"storage {spread.storage}" if spread.storage else "no storage in common: one node only"
-    return f"{workers}, {gpus}, on {where}; {storage}; up to {spread.max_failures} failures"
+    growing = f", which has {spread.startup_seconds / 60:.3g} min to grow" if spread.startup_seconds else ""
+    return f"{workers}, {gpus}, on {where}{growing}; {storage}; up to {spread.max_failures} failures"

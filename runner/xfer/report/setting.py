@@ -63,6 +63,7 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
         ("source model", f"{plan.source.model} ({plan.model.library}), {library}"),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {count(len(plan.data.classes))} classes"),
+        ("of the data", "; ".join(plan.data.notes)),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),
         ("augmentation", _augmentation(plan)),
         ("method", phase_words.method(plan.method)),

@@ -107,6 +107,7 @@ def _facts(plan: Plan) -> Table:
         ("source", f"{plan.source.model} {library}"),
         ("weights", weights(plan.source.weights)),
         ("images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}, {preprocess.values}"),
+        ("of the data", "; ".join(plan.data.notes)),
         ("transfer", f"{plan.method.type}, method {phase_words.method(plan.method)}"),
         ("own groups", phase_words.own_groups(plan.method)),
         ("looks at", phase_words.taps(plan.method, plan.model)),

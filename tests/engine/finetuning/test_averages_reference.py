@@ -53,6 +53,12 @@ def test_norm_may_differ_between_phases(compared, assert_counted):
     assert_counted(found, one=5 + 12, two=5 + 12 + 6)
 
 
+def test_normalisation_joins_a_group_that_has_momenta(compared):
+    """Its own start anew, beside those that are carried."""
+    phases = [{**ALL, "norm": "frozen"}, {**ALL, "norm": "train"}]
+    compared("normalised", phases, SGD, without=({"freeze.0.norm": "train"}, {"freeze.1.optimizer_state": "reset"}))
+
+
 def test_norm_momentum_is_of_its_phase(compared):
     """A layer has its own momentum back in the next phase."""
     phases = [{**ALL, "norm_momentum": 0.4}, {"train": "all", "epochs": 1}]
