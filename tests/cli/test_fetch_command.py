@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import fsspec
@@ -56,6 +57,10 @@ def test_nothing_to_fetch(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
     file.write_bytes(b"there already")
     assert run(["fetch", recipe]) == 0
     assert capsys.readouterr() == (f"{file}\n", "")
+    assert run(["fetch", recipe, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"files": [str(file)]}
+    assert run(["fetch", recipe, "source.weights=none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"files": []}
 
 
 def test_what_cannot_be_fetched_says_what_to_put_where(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -100,3 +101,24 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "stage0  conv          112  4  pooled",
         f"file:{file} (keras {metadata.version('keras')}) at 16 pixels: 1 groups, 1 stages, 2 cuts, 112 parameters",
     ]
+
+
+def test_a_model_with_layers_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from keras import Input, Sequential, layers, saving
+
+    from xfer import plugins
+
+    (tmp_path / "own.py").write_text(
+        "import keras\n\nxfer_plugins = {}\n\n\n@keras.saving.register_keras_serializable(package='layers-command')\n"
+        "class Own(keras.layers.Conv2D):\n    pass\n"
+    )
+    name = plugins.load_local((tmp_path / "own.py").read_text(), stem="own")
+    own = sys.modules.pop(name).Own
+    Sequential([Input((32, 32, 3)), own(4, 3, name="own"), layers.GlobalAveragePooling2D(), layers.Dense(2)]).save(tmp_path / "m.keras")
+    del saving.get_custom_objects()["layers-command>Own"]
+    assert run(["layers", f"file:{tmp_path / 'm.keras'}"]) == 2
+    assert "or after xfer layers: --plugin layers.py" in capsys.readouterr().err
+    assert run(["layers", f"file:{tmp_path / 'm.keras'}", "--plugin", str(tmp_path / "own.py")]) == 0
+    assert "stage0  own" in capsys.readouterr().out
+    assert run(["layers", "torchvision/resnet18", "--plugin", str(tmp_path / "gone.py")]) == 2
+    assert capsys.readouterr().err == f"error: --plugin {tmp_path / 'gone.py'}: can't be read: no such file or directory\n"

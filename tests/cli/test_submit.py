@@ -97,6 +97,16 @@ def test_options_of_the_manifest_mean_nothing_without_it(refusal):
     )
 
 
+def test_a_manifest_is_written_for_no_cluster(refusal, monkeypatch, capsys):
+    for option in (["--address", "http://127.0.0.1:8265"], ["--allow-http"]):
+        assert refusal("submit", "r.yaml", "--kuberay", *option) == (
+            "error: --kuberay speaks to no cluster, so --address and --allow-http mean nothing beside it\n"
+        )
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")  # which is for other commands
+    assert run(["submit", "r.yaml", "--kuberay", "--storage", "s3://bucket/xfer"]) == 0
+    assert "kind: RayJob" in capsys.readouterr().out
+
+
 def test_the_list_of_jobs():
     ours = Job("raysubmit_1", "FAILED", 1, "recipes/r.yaml", "r", "cd files", "10.0.0.5", 1_000_000.0, 1_003_725.0, None)
     other = Job("raysubmit_2", "PENDING", None, None, None, "python train.py", None, None, None, None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,6 +75,20 @@ class Nodes:
         self.caches.append(cache)
         return node
 
+    @contextmanager
+    def joined(self, cache: Path) -> Iterator[None]:
+        """A node more for a while, from whatever thread: Ray's own `add_node` wants the main one."""
+        command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={self.address}", "--block", "--num-cpus=1"]
+        ports = [f"--{name}=0" for name in ("min-worker-port", "max-worker-port", "dashboard-agent-listen-port", "metrics-export-port")]
+        with ray_environment():
+            environment = {**os.environ, "XFER_CACHE": str(cache)}
+            process = subprocess.Popen([*command, *ports, "--object-store-memory=80000000"], env=environment, start_new_session=True)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(120)
+
     def forget(self) -> None:
         """Clears the caches of what other tests left there."""
         for cache in self.caches:
@@ -103,6 +120,12 @@ def started(*caches: Path, cpus: int) -> Iterator[Nodes]:
     finally:
         with ray_environment():
             nodes.cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def in_ray() -> Callable[..., Any]:
+    """The environment of a test that starts a Ray of another kind."""
+    return ray_environment
 
 
 @pytest.fixture(scope="session")
@@ -155,13 +178,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_plan(pictures: Path, tmp_path: Path) -> Callable[..., Plan]:
-    """The plan of a recipe over `pictures` with overrides, in shards of ten rows; its cache is a folder of the test."""
+def make_recipe(pictures: Path, tmp_path: Path) -> Callable[[], Path]:
+    """A recipe over `pictures`; its cache is a folder of the test."""
 
-    def make(*overrides: str, shard_rows: int = 10, batch: int = 8) -> Plan:
+    def make() -> Path:
         recipe = tmp_path / "stripes.yaml"
         recipe.write_text(RECIPE % {"data": pictures, "cache": tmp_path / "cache"})
-        plan = compile_plan(read(recipe, overrides))
+        return recipe
+
+    return make
+
+
+@pytest.fixture
+def make_plan(make_recipe: Callable[[], Path]) -> Callable[..., Plan]:
+    """The plan of that recipe with overrides, in shards of ten rows."""
+
+    def make(*overrides: str, shard_rows: int = 10, batch: int = 8) -> Plan:
+        plan = compile_plan(read(make_recipe(), overrides))
         runtime = plan.runtime.model_copy(update={"shard_rows": shard_rows, "extraction_batch": batch})
         return plan.model_copy(update={"runtime": runtime})
 

@@ -48,6 +48,11 @@ def test_a_port_that_is_none():
     assert refused("http://head:port").message == "--address http://head:port: no address of a dashboard such as http://HEAD:8265"
 
 
+@pytest.mark.parametrize("host", ["a..b", "h" * 64, ".head"])
+def test_a_name_that_no_machine_can_have(host):
+    assert refused(f"https://{host}:8265").message == f"--address https://{host}:8265: no address of a dashboard such as http://HEAD:8265"
+
+
 def test_a_password_in_the_address_is_refused_and_not_repeated():
     error = refused("http://me:hunter2@head:8265")
     assert error.message == "--address must not hold a user name or a password, since it is printed; a token is given otherwise"
@@ -105,6 +110,24 @@ class TestTheToken:
         (tmp_path / ".ray" / "auth_token").write_text("of-home")
         assert find_token({}) is None
         assert find_token({"RAY_AUTH_TOKEN": TOKEN}) == Token(TOKEN, "RAY_AUTH_TOKEN")
+
+    @pytest.mark.parametrize("text", [f"{TOKEN}\n{TOKEN}", f"{TOKEN}€", f"{TOKEN}\x7f"])
+    def test_what_no_header_takes_is_refused_and_not_shown(self, tmp_path, text):
+        (tmp_path / "file").write_text(text, encoding="utf-8")
+        wanted = "must hold the cluster's token and nothing else: one line of plain letters, digits and signs"
+        with pytest.raises(UsageError) as caught:
+            find_token({"RAY_AUTH_TOKEN": text})
+        assert caught.value.message == f"RAY_AUTH_TOKEN: it {wanted}"
+        with pytest.raises(UsageError) as caught:
+            find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "file")})
+        assert caught.value.message == f"RAY_AUTH_TOKEN_PATH: {tmp_path / 'file'} {wanted}"
+
+    def test_the_home_of_nobody(self):
+        with pytest.raises(UsageError) as caught:
+            find_token({"RAY_AUTH_TOKEN_PATH": "~nobody-of-that-name/token"})
+        assert caught.value.message == (
+            "RAY_AUTH_TOKEN_PATH: the token can't be read from ~nobody-of-that-name/token: there is no such home folder"
+        )
 
     def test_disabled_means_none(self):
         assert find_token({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": TOKEN}) is None

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from xfer.cluster.extractor import Assignment, Extractor
-from xfer.cluster.node_plan import for_workers
 from xfer.cluster.storage import Storage
 from xfer.cluster.wanted import Wanted, wanted
 from xfer.engine.bundle import Bundle
+from xfer.engine.from_anywhere import from_anywhere
 from xfer.engine.reporter import Silent
 from xfer.engine.runner import Run
 from xfer.errors import InterruptedRun, UsageError
@@ -25,7 +25,7 @@ TUNED = ("transfer={type: model}", "freeze=[{train: head, epochs: 1}, {train: la
 
 
 def extractor(plan: Plan, *, storage: Storage | None = None, mark: str | None = None) -> Extractor:
-    made = Extractor(Assignment(for_workers(plan).model_dump_json(), storage, mark, os.environ.get("XFER_CACHE"), None))
+    made = Extractor(Assignment(from_anywhere(plan).model_dump_json(), storage, mark, os.environ.get("XFER_CACHE"), None))
     made.start()
     return made
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from xfer.cluster.jobs import ATTEMPTS, Job, Jobs, Log
-from xfer.errors import XferError
+from xfer.errors import UsageError, XferError
 
 
 def job(status: str = "FAILED", *, exit_code: int | None = None, message: str | None = None) -> Job:
@@ -67,6 +68,38 @@ SHOWN = [
     "extracting features at pooled: 1,797 images",
     "/root/xfer/runs/r/1",
 ]
+
+
+def test_a_package_goes_up_whole(tmp_path, monkeypatch):
+    """Ray leaves out folders of some names by itself, and the package may hold a recipe in one of them."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+
+    class Client:
+        def submit_job(self, **_):
+            return ",".join(get_runtime_env_default_excludes())
+
+    jobs = Jobs.__new__(Jobs)
+    jobs._client, jobs.address = Client(), "http://127.0.0.1:8265"
+    variable = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
+    for before in ("venv,mine", None):
+        monkeypatch.setenv(variable, before) if before else monkeypatch.delenv(variable)
+        assert jobs.submit("true", folder=tmp_path) == ""
+        assert os.environ.get(variable) == before
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_no_name_is_no_job(name):
+    """`xfer logs "$JOB"` without such a variable; Ray would answer with a list of all jobs."""
+
+    class Client:
+        def list_jobs(self):
+            return []
+
+    jobs = Jobs.__new__(Jobs)
+    jobs._client, jobs.address = Client(), "http://127.0.0.1:8265"
+    with pytest.raises(UsageError) as caught:
+        jobs.info(name)
+    assert caught.value.message == f"no job '{name}' at http://127.0.0.1:8265"
 
 
 def test_a_reader_that_has_gone_is_no_broken_connection():

@@ -1,4 +1,5 @@
-"""Workers and nodes that go away in the middle of a phase: the run ends as if nothing had happened. `pytest -s` prints the figures."""
+"""Workers and nodes that go away, or come, in the middle of a phase: the run ends as if nothing had happened. `pytest -s` prints the
+figures."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SOURCES = {
     "tensorflow": {"model": "keras/MobileNetV2", "weights": "none"},
 }
 EPOCHS, INTERVAL = 12, 3  # of the phase in which something is killed; steps between checkpoints
+LONG = 1200  # epochs: some minutes, on a quick machine too
 NOTICE_SECONDS = 8
 TOLERANCE = 2e-3  # after 108 steps with momentum in float32: the order of additions is another
 
@@ -184,6 +186,21 @@ def test_a_node_is_about_to_be_taken_away(recipe, tmp_path, start_nodes):
     check(tmp_path / "alone", folder, groups=[2, 1])
 
 
+def test_a_node_comes(recipe, tmp_path, start_nodes):
+    """An elastic run that began with one worker goes on with two: the same batches, from the last checkpoint. Ray looks for more room
+    once a minute."""
+    storage, folder = tmp_path / "shared", tmp_path / "grown"
+    storage.mkdir()
+    file = recipe("torch", {"workers": {"min": 1, "max": 2}, "storage": str(storage), "max_failures": 0})
+    file.write_text(file.read_text().replace(f"epochs: {EPOCHS}", f"epochs: {LONG}").replace("lr: 0.002", "lr: 0.0002"))
+    undisturbed(file, tmp_path / "alone")
+    with start_nodes(tmp_path / "head", cpus=1) as nodes, nodes.connected(), ExitStack() as later:
+        with when_saved(folder, lambda: later.enter_context(nodes.joined(tmp_path / "second")), after=1) as came:
+            assert run(["run", str(file), f"runtime.cache={tmp_path / 'cache'}", "--out", str(folder), "--quiet"]) == 0
+        assert came
+    check(tmp_path / "alone", folder, groups=[1, 2])
+
+
 def test_more_are_lost_than_allowed(recipe, tmp_path, one_node, capsys):
     """With max_failures 0 the run ends with exit 1 and says how to go on, and it does go on to the same end."""
     file, folder = recipe("torch", {"workers": 2, "max_failures": 0}), tmp_path / "killed"
@@ -194,6 +211,9 @@ def test_more_are_lost_than_allowed(recipe, tmp_path, one_node, capsys):
     said = capsys.readouterr().err
     assert "error: the workers were lost more often than cluster.max_failures = 0 allows: " in said
     assert f"go on with: xfer run --resume {folder}" in said
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["error"].startswith("the workers were lost more often than cluster.max_failures = 0 allows: ")
     assert run(["run", "--resume", str(folder), "--quiet"]) == 0
     check(tmp_path / "alone", folder, groups=[2])
 

@@ -136,6 +136,7 @@ def test_one_worker_runs_in_the_job_and_takes_a_pod(manifest):
         assert {"name": "storage", "mountPath": "/mnt/xfer"} in container["volumeMounts"]
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
     assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"]) == (0, True)
+    assert "# Submit it:  kubectl apply --server-side -f THIS_FILE\n" in text  # a plain apply keeps a second copy, of 256 KiB at most
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
     assert "# It needs a PersistentVolumeClaim 'xfer-storage' that all pods may mount (ReadWriteMany): the bundle goes there.\n" in text
     assert "# The recipe leaves gpus_per_worker open: one GPU a worker. For none, write --gpus-per-worker 0.\n" in text
@@ -153,7 +154,7 @@ def test_several_workers_run_beside_the_job(manifest):
     assert "run --address auto --out '/tmp/xfer/runs/Flowers ResNet_18/" in script
     assert script.endswith(" r.yaml cluster.workers=4 cluster.gpus_per_worker=2.0 cluster.storage=s3://bucket/xfer\n")
     assert {each["metadata"]["namespace"] for each in (config, job)} == {"teams"}
-    assert f"# Stop it:    kubectl delete rayjob --namespace teams {job['metadata']['name']}\n" in text
+    assert f"# Stop it:    kubectl delete rayjob,configmap --namespace teams {job['metadata']['name']}\n" in text
 
 
 def test_an_elastic_run_lets_the_cluster_grow(manifest):
@@ -162,6 +163,7 @@ def test_an_elastic_run_lets_the_cluster_grow(manifest):
     (group,) = cluster["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 4)
     assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert "run --address auto --out '/mnt/xfer/runs/" in config["data"]["job.sh"]
 
 
@@ -175,7 +177,7 @@ def test_no_gpu(manifest):
 def test_output_is_a_file(manifest, tmp_path, capsys):
     assert run(["submit", "r.yaml", "--kuberay", "--storage", "/mnt/xfer", "--output", "job.yaml"]) == 0
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == (f"{tmp_path / 'job.yaml'}\n", "submit it: kubectl apply -f job.yaml\n")
+    assert (shown.out, shown.err) == (f"{tmp_path / 'job.yaml'}\n", "submit it: kubectl apply --server-side -f job.yaml\n")
     assert len(list(yaml.safe_load_all((tmp_path / "job.yaml").read_text()))) == 2
     assert run(["submit", "r.yaml", "--kuberay", "--storage", "/mnt/xfer", "--output", "absent/job.yaml"]) == 2
     assert capsys.readouterr().err == f"error: --output: {tmp_path / 'absent' / 'job.yaml'} can't be written: no such file or directory\n"
@@ -187,6 +189,44 @@ def test_without_storage_the_bundle_would_be_lost(manifest, capsys):
         "error: a RayJob's pods are deleted at its end, and the bundle with them, for cluster.storage is not set\n"
         "  --storage /mnt/xfer mounts the volume claim 'xfer-storage' there; --storage s3://bucket/xfer needs no volume\n"
     )
+
+
+def test_a_folder_that_is_written_as_a_url_is_a_volume_too(manifest):
+    """The bundle is brought to that folder, which without the volume would be the pod's own."""
+    config, job, text = manifest("--storage", "file:///mnt/my%20xfer")
+    for group in (job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert {"name": "storage", "mountPath": "/mnt/my xfer"} in pod["containers"][0]["volumeMounts"]
+        assert {"name": "storage", "persistentVolumeClaim": {"claimName": "xfer-storage"}} in pod["volumes"]
+    assert "# It needs a PersistentVolumeClaim 'xfer-storage'" in text
+    assert config["data"]["job.sh"].endswith(" r.yaml cluster.storage=file:///mnt/my%20xfer\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--storage", "https://host/xfer"], "cluster.storage: https://host/xfer: nothing here writes to 'https://'"),
+        (
+            ["--storage", "/"],
+            "cluster.storage: no volume can be mounted at /: take a folder of its own, such as /mnt/xfer",
+        ),
+        (
+            ["--storage", "/mnt/a:b"],
+            "cluster.storage: no volume can be mounted at /mnt/a:b: take a folder of its own, such as /mnt/xfer",
+        ),
+        (
+            ["--storage", "/opt/xfer/job/files"],
+            "cluster.storage: no volume can be mounted at /opt/xfer/job/files: take a folder of its own, such as /mnt/xfer",
+        ),
+        (
+            ["--storage", "/mnt/xfer", "--namespace", "My_Team"],
+            "--namespace My_Team: must be small letters, digits and '-', at most 63, with a letter or digit at both ends",
+        ),
+    ],
+)
+def test_what_kubernetes_would_refuse(manifest, capsys, arguments, error):
+    assert run(["submit", "r.yaml", "--kuberay", *arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {error}"
 
 
 def test_too_much_for_a_config_map(manifest, tmp_path, capsys):

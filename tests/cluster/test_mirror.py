@@ -73,6 +73,47 @@ def test_nothing_is_there(storage, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_here_and_later_is_no_older_whole_s_to_replace(storage, bundle):
+    """Killed between a checkpoint and its push, and started again on the same node: metrics and checkpoint stay together."""
+    Mirror(bundle, storage).push()
+    checkpoint(bundle, 2)
+    before = content(bundle)
+    again = Mirror(bundle, storage)
+    assert not again.fetch()
+    assert content(bundle) == before
+    assert again.push() == 6
+    assert Mirror(bundle, storage).fetch()  # as late as what is here
+
+
+def test_the_driver_s_files_are_its_own(storage, bundle, tmp_path, monkeypatch):
+    """What it writes while others push and fetch is neither replaced by theirs nor lost to those who look at the copy."""
+    driver, worker = tmp_path / "driver", Mirror(bundle, storage)
+    (bundle / "ray.log").write_text("of another run")
+    Mirror(driver, storage).add_drivers()
+    assert storage.sizes() == {}  # a run that was refused leaves nothing there
+    worker.push()
+    assert "ray.log" not in storage.sizes()
+    driver.mkdir()
+    for name in ("ray.log", "report.html"):
+        (driver / name).write_text(f"the driver's {name}")
+    Mirror(driver, storage).fetch()
+    Mirror(driver, storage).add_drivers()
+    written = []
+    with monkeypatch.context() as patch:  # a list that says it already is no second time written: a worker's may come in between
+        patch.setattr(Storage, "write", lambda self, name, content: written.append(name))
+        Mirror(driver, storage).add_drivers()
+    assert written == []
+    assert storage.read("report.html") == b"the driver's report.html"
+    assert json.loads(storage.read(".mirror.json") or b"")["files"]["ray.log"] == len("the driver's ray.log")
+    assert Mirror(driver, storage).fetch()
+    assert (driver / "ray.log").read_text() == "the driver's ray.log"
+    assert Mirror(tmp_path / "other", storage).fetch()
+    assert not (tmp_path / "other" / "report.html").exists()
+    checkpoint(bundle, 2)
+    worker.push()
+    assert storage.read("ray.log") == b"the driver's ray.log"
+
+
 @pytest.mark.parametrize("puts", range(5))
 def test_a_push_that_is_cut_off_leaves_the_whole_before_it(storage, bundle, tmp_path, monkeypatch, puts):
     """Killed after any number of files: the checkpoint before is what another node finds."""

@@ -1,4 +1,4 @@
-"""A plan on other nodes: absolute paths, and the node's own cache."""
+"""A plan on other nodes: the node's own cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xfer.cluster.node_plan import for_workers, on_this_node
+from xfer.cluster.node_plan import on_this_node
 from xfer.plan.plan import Plan
 
 
@@ -14,32 +14,6 @@ from xfer.plan.plan import Plan
 def plan(make_plan) -> Plan:
     made: Plan = make_plan()
     return made
-
-
-def test_paths_of_the_data_are_made_absolute(plan, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "a.csv").write_text("")
-    (tmp_path / "train").write_text("")
-    options = {
-        "path": "images",  # not there: what is said of it names the place that was meant
-        "root": "~/pictures",
-        "image_root": ".",
-        "list": "lists/a.csv",
-        "split": "train",  # a word, though a file is called so
-        "url": "s3://bucket/images",
-        "packed": "pkg://package/images",
-        "limit": 5,
-        "absolute": "/data/images",
-    }
-    made = for_workers(plan.model_copy(update={"data": plan.data.model_copy(update={"options": options})}))
-    assert made.data.options == {
-        **options,
-        "path": str(tmp_path / "images"),
-        "root": str(Path.home() / "pictures"),
-        "image_root": str(tmp_path),
-        "list": str(tmp_path / "lists" / "a.csv"),
-    }
 
 
 def test_a_nodes_own_cache_counts(plan, monkeypatch):

@@ -87,6 +87,18 @@ def test_too_large(project):
     assert caught.value.hint == "a job takes recipes and plugins along; data and weights belong on storage that the cluster reaches"
 
 
+@pytest.mark.parametrize("source", ["torchvision/squeezenet1_1", "run:/mnt/pets/1"])  # the latter is checked on the cluster only
+def test_secrets_of_the_command_line_do_not_travel(project, source):
+    (project / "r.yaml").write_text(RECIPE.replace("torchvision/squeezenet1_1, weights: none", source))
+    overrides = {"cluster-token": "the cluster's token", "https://me:hunter2@host/x": "an address with a password"}
+    for value, what in overrides.items():
+        with pytest.raises(UsageError) as caught:
+            package("r.yaml", f"target.path={value}", forbidden="cluster-token")
+        assert caught.value.message == (
+            f"target.path on the command line holds {what}, and a job's command can be read by whoever reaches the cluster"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

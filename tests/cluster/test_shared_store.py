@@ -224,7 +224,7 @@ def together(stores: list[SharedStore], rows: np.ndarray = ALL, **options: Any) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
     return [results[number] for number in range(len(stores))]
 
@@ -271,13 +271,13 @@ def test_a_rank_waits_for_the_others_and_hears_a_stop(folder, tmp_path):
     result: list[Extraction] = []
     thread = threading.Thread(target=lambda: result.append(run(store, stop=stopped.is_set)))
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while len(shared(store)) < 4 and time.monotonic() < deadline:  # of five, one is bad as a whole
         time.sleep(0.05)
     assert sorted(shared(store)) == ["00000.npy", "00002.npy", "00004.npy", "00006.npy"]
     assert thread.is_alive()
     stopped.set()
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
     assert not result[0].complete
 

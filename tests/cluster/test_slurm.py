@@ -44,7 +44,7 @@ token = os.environ["RAY_AUTH_TOKEN_PATH"]
 def status(**headers):
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/jobs/", headers=headers)
     try:
-        return urllib.request.urlopen(request, timeout=20).status
+        return urllib.request.urlopen(request, timeout=100).status
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -117,7 +117,7 @@ def job(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         "HOME": str(tmp_path),
         "SAID": str(tmp_path / "said"),
         "XFER_TEMP": temporary,
-        "XFER_JOIN_SECONDS": "120",
+        "XFER_JOIN_SECONDS": "300",
         "XFER_HEAD_IP": "127.0.0.1",
         "SLURM_JOB_ID": str(free_job()),
         "SLURM_JOB_NODELIST": "n1",
@@ -151,13 +151,13 @@ def job(tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def ended(process: subprocess.Popen[str], *, seconds: float = 150) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], *, seconds: float = 600) -> tuple[int, str]:
     """Exit code and what it said."""
     _, said = process.communicate(timeout=seconds)
     return process.returncode, said
 
 
-def until(is_so: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120) -> None:
+def until(is_so: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 600) -> None:
     """Waits while the script runs."""
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -177,7 +177,7 @@ def command_line(process: psutil.Process) -> list[str]:
 def left_behind(folder: Path) -> list[str]:
     """Processes that know the job's folder by name, Ray's, with the path of the token in their environment; after some seconds, in
     which those end that see that their parents have."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while (found := knowing(folder)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
@@ -318,6 +318,7 @@ def test_a_node_on_which_ray_ends_later_begins_anew(job, tmp_path):
     process = job("r.yaml", program=WORK, SLURM_JOB_ID=number, SLURM_JOB_NODELIST="n1,n2")
     until(lambda: (tmp_path / "runs" / f"slurm-{number}" / "plan.json").exists(), process)
     log = tmp_path / "xfer-jobs" / number / "ray-n2.log"
+    until(lambda: log.exists() and "Ray runtime started" in log.read_text(), process)  # the job may begin before
     (ray,) = (
         each for each in psutil.process_iter() if {"start", "--block"} < set(words := command_line(each)) and f"-{number}-n2" in str(words)
     )

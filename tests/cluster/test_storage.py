@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import secrets
 import shutil
 import sys
 import threading
@@ -12,9 +13,11 @@ import time
 import types
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from xfer.cluster import storage as module
 from xfer.cluster.storage import Storage, require_shared
@@ -234,3 +237,78 @@ def test_pyarrow_where_fsspec_has_no_driver(tmp_path):
     with pytest.raises(FileNotFoundError):
         driver.read("store/a", 0)
     assert set(module.ARROW_SCHEMES) <= {*fsspec.available_protocols(), "abfss"}
+
+
+class Hesitant(LocalFileSystem):
+    """Writes in two parts, and shows the folder between them; renames over nothing, as HDFS does. Full, or lost, where asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[str]] = []
+        self.full = False
+        self.renames_left = 100
+
+    def put_file(self, path1: str, path2: str, **options: Any) -> None:
+        content = Path(path1).read_bytes()
+        Path(path2).write_bytes(content[:2])
+        self.seen.append(os.listdir(Path(path2).parent))
+        if self.full:
+            raise OSError(errno.ENOSPC, "no room")
+        Path(path2).write_bytes(content)
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        if Path(path2).exists():
+            raise FileExistsError(path2)
+        self.renames_left -= 1
+        if self.renames_left == 0:
+            raise ConnectionResetError("lost")
+        super().mv(path1, path2, **options)
+
+
+def test_files_of_a_remote_filesystem_appear_whole(tmp_path):
+    filesystem = Hesitant()
+    driver = module.FilesystemDriver(filesystem, str(tmp_path / "place"), scheme="sftp")
+    (tmp_path / "content").write_bytes(b"012345")
+    driver.put("store/a", tmp_path / "content")
+    assert len(filesystem.seen) == 1
+    assert [name[:3] for name in filesystem.seen[0]] == [".a."]
+    (tmp_path / "content").write_bytes(b"543210")
+    driver.put("store/a", tmp_path / "content")
+    assert driver.read("store/a", 0) == b"543210"
+    (tmp_path / "content").write_bytes(b"newer")
+    for filesystem.renames_left in (1, 2):  # the old one is aside already, at the second
+        with pytest.raises(ConnectionResetError):
+            driver.put("store/a", tmp_path / "content")
+        assert driver.read("store/a", 0) == b"543210"
+    filesystem.full = True
+    with pytest.raises(OSError, match="no room"):
+        driver.put("store/a", tmp_path / "content")
+    assert driver.sizes("store") == {"a": 6}
+    assert driver.read("store/a", 0) == b"543210"
+
+
+def test_files_of_the_store_in_memory_appear_whole(tmp_path):
+    """fsspec shows a file as soon as it is opened, and gives all readers one position in it."""
+    storage = Storage.of(f"memory://bucket-{uuid.uuid4().hex}")
+    content = secrets.token_bytes(4_000_000)
+    (tmp_path / "content").write_bytes(content)
+    found: set[int] = set()
+    wrong: list[Path] = []
+    is_done = threading.Event()
+
+    def look(copy: Path) -> None:
+        while not is_done.is_set():
+            found.update(storage.sizes().values())
+            if storage.get("x", copy) and copy.read_bytes() != content:
+                wrong.append(copy)
+
+    threads = [threading.Thread(target=look, args=(tmp_path / f"copy-{number}",)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        storage.put(tmp_path / "content", "x")
+    is_done.set()
+    for thread in threads:
+        thread.join()
+    assert found <= {len(content)}
+    assert not wrong

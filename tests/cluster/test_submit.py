@@ -27,7 +27,7 @@ pytest.importorskip("ray", reason="the cluster extra is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "of-this-test-0123456789abcdef0123456789abcdef"
-START_SECONDS, END_SECONDS = 60, 30
+START_SECONDS, END_SECONDS = 240, 30
 Submit = Callable[..., subprocess.CompletedProcess[str]]
 
 PARENT = """\
@@ -73,14 +73,8 @@ class Head:
             return str(answer.read().decode())
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(free_ports: Callable[[int], list[int]]) -> Iterator[Head]:
     """Started with the command that its own machine would start it with; ended by its process id."""
     folder = Path(tempfile.mkdtemp(prefix="x", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # sockets want short paths
     (folder / "token").write_text(TOKEN)
@@ -88,7 +82,7 @@ def head() -> Iterator[Head]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     own |= {"PATH": f"{Path(sys.executable).parent}:{own['PATH']}", "XFER_CACHE": str(folder / "cache"), "TF_CPP_MIN_LOG_LEVEL": "3"}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "CUDA_VISIBLE_DEVICES": "", "GOMP_SPINCOUNT": "0"}
-    port = free_port()
+    (port,) = free_ports(1)
     ports = [f"--{name}=0" for name in ("port", "dashboard-agent-listen-port", "metrics-export-port", "min-worker-port", "max-worker-port")]
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats", *ports]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder / 'ray'}", "--num-cpus=2", "--num-gpus=0"]
@@ -318,7 +312,16 @@ def test_a_stopped_job_saves_and_can_be_gone_on_with(head, project):
     assert head.xfer("logs", job, "--follow", cwd=project).returncode == 130
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so do its children: not those of this test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_the_job_alone(head, project):
     command = [sys.executable, "-m", "xfer.cli", "submit", DOTS, *LONG, "--address", head.address]
     watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project, env=head.client)

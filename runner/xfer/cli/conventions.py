@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from datetime import datetime
@@ -31,9 +32,11 @@ def run_id() -> str:
 
 
 def in_the_recipe(**spread: object) -> tuple[str, ...]:
-    """Overrides that say what options said of the recipe's `cluster:`; None says nothing.
+    """Overrides that say what options said of the recipe's `cluster:`; None says nothing. An override's value is YAML, to which the
+    bracket before an IPv6 address would mean a list.
 
-    >>> in_the_recipe(workers=2, storage=None)
-    ('cluster.workers=2',)
+    >>> in_the_recipe(workers=2, storage=None, address="[::1]:6379")
+    ('cluster.workers=2', 'cluster.address="[::1]:6379"')
     """
-    return tuple(f"cluster.{name}={value}" for name, value in spread.items() if value is not None)
+    said = {name: json.dumps(value) if str(value).startswith("[") else value for name, value in spread.items()}
+    return tuple(f"cluster.{name}={value}" for name, value in said.items() if value is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -20,9 +21,12 @@ from xfer.sources.source import Source
 @click.argument("model")
 @click.option("--image-size", type=click.IntRange(8, 4096), metavar="N", help="Side of the images in pixels; by default the native one.")
 @click.option("--trust", is_flag=True, help="Load a SavedModel, which is a program, as 'trust: true' does in a recipe.")
+@click.option("--plugin", "files", multiple=True, type=click.Path(path_type=Path), help="As in a recipe's plugins; may be given again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole map as JSON: groups with their tensors, cuts, and what is left out.")
-def command(model: str, image_size: int | None, trust: bool, as_json: bool) -> None:
+def command(model: str, image_size: int | None, trust: bool, files: tuple[Path, ...], as_json: bool) -> None:
     """Show the groups, stages and cuts of MODEL (torchvision/NAME, timm/NAME, keras/NAME, file:PATH, savedmodel:PATH)."""
+    for file in files:
+        _load(file)
     found = model_map(model, image_size, trust=trust)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
@@ -50,6 +54,14 @@ def model_map(model: str, image_size: int | None, *, trust: bool = False) -> Mod
     described = backend.describe(source, model=model, name=name, pretrained=True, image_size=size)
     assert isinstance(described, ModelMap)
     return described
+
+
+def _load(file: Path) -> None:
+    try:
+        plugins.load_local(file.read_text(encoding="utf-8-sig"), stem=file.stem)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise UsageError(f"--plugin {file}: can't be read: {reason}") from error
 
 
 def _known(source: Source, provider: str, name: str) -> None:

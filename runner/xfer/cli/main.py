@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -23,7 +24,7 @@ VERBS = {
     "predict": "Classify images with a bundle's model.",
     "parity": "Run a recipe on PyTorch and on TensorFlow, and say where they differ.",
     "layers": "Show a model's groups, stages and cuts.",
-    "list": "List models, datasets, methods, policies, recipes or runs.",
+    "list": "List models, datasets, methods, freezes (the policies), recipes or runs.",
     "cache": "Look at the feature store, or clear it.",
     "schema": "Write the recipe's JSON Schema, for editors.",
     "doctor": "Show versions, hardware and settings that matter.",
@@ -54,6 +55,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit codes 0 done, 1 the run failed, 2 usage, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a sign that a terminal hasn't, or a file name, is no failure
     sys.exit(run(arguments))
 
 
@@ -75,6 +78,20 @@ def run(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILED
+    except OSError as error:
+        if not _stdout_refuses():
+            raise
+        click.echo(f"error: standard output can't be written: {(error.strerror or str(error)).lower()}", err=True)
+        return EXIT_FAILED
+
+
+def _stdout_refuses() -> bool:
+    """Whether the failure was standard output's, on a full disk say: a line's end, which harms no other output, fails there too."""
+    try:
+        click.echo()
+    except OSError:
+        return True
+    return False
 
 
 def say(error: XferError) -> None:

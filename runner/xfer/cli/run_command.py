@@ -15,6 +15,7 @@ from xfer.cli.conventions import in_the_recipe, run_id, runs_folder
 from xfer.cli.progress import Terminal
 from xfer.cluster.connect import ray_installed
 from xfer.cluster.launch import bundle_place, run_on_cluster
+from xfer.cluster.mirror import Mirror
 from xfer.cluster.storage import Storage
 from xfer.compile.data_facts import open_dataset
 from xfer.data.announced import Say
@@ -22,8 +23,9 @@ from xfer.data.dataset import Dataset
 from xfer.engine.bundle import Bundle
 from xfer.engine.downloads import ready_plan
 from xfer.engine.files import write_json
+from xfer.engine.from_anywhere import from_anywhere
 from xfer.engine.runner import Run
-from xfer.errors import UsageError
+from xfer.errors import UsageError, XferError
 from xfer.recipe.loader import read
 from xfer.report.page import render
 from xfer.report.terminal import show_result
@@ -71,7 +73,11 @@ def command(
     """Run RECIPE with overrides, or go on with a bundle."""
     terminal = Terminal(quiet=quiet)
     overrides += in_the_recipe(**spread)
-    bundle, mirrored = _resumed(bundle_folder, recipe, out, overrides) if bundle_folder else _new(recipe, overrides, out, say=terminal.note)
+    if bundle_folder:
+        bundle, mirrored = _resumed(bundle_folder, recipe, out, overrides)
+    else:
+        given = [name for name, said in spread.items() if said is not None]
+        bundle, mirrored = _new(recipe, overrides, out, say=terminal.note, given=given)
     stop = StopFlag()  # only now: a download ends at once
     click.echo(f"bundle: {bundle.folder}", err=True)
     if mirrored is not None:
@@ -92,19 +98,36 @@ def command(
         terminal.done()
         if (bundle.folder / "result.json").exists():
             render(bundle.folder, dataset=dataset)
+        if mirrored is not None:
+            _add_to(mirrored, bundle.folder, warn=terminal.warn)
     if not quiet and not as_json:
         terminal.console.print(show_result(result))
         click.echo(f"report: {bundle.folder / 'report.html'}", err=True)
     click.echo(json.dumps({**result, "bundle": str(bundle.folder)}, indent=1) if as_json else str(bundle.folder))
 
 
-def _new(recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, say: Say) -> tuple[Bundle, Storage | None]:
+def _add_to(mirrored: Storage, folder: Path, *, warn: Say) -> None:
+    """The report and what else is made here, for the bundle's copy; a run does not fail for want of it."""
+    try:
+        Mirror(folder, mirrored).add_drivers()
+    except XferError as error:
+        warn(error.message)
+
+
+def _new(
+    recipe: Path | None, overrides: tuple[str, ...], out: Path | None, *, say: Say, given: list[str]
+) -> tuple[Bundle, Storage | None]:
     if recipe is None:
         raise UsageError("give a recipe to run, or --resume with a bundle", hint="e.g. xfer run recipes/quickstart.yaml")
     reading = read(recipe, overrides)
-    plan = ready_plan(reading, say=say)
+    plan = from_anywhere(ready_plan(reading, say=say))
     if plan.cluster is not None:
         ray_installed()
+    elif idle := [f"--{name.replace('_', '-')}" for name in ("gpus_per_worker", "storage") if name in given]:
+        raise UsageError(
+            f"{' and '.join(idle)}: nothing for a run in one process, and this is one",
+            hint="say --workers 2 or more, or --address, beside it; here --out is the bundle's folder, and runtime.cache the features'",
+        )
     folder, mirrored = bundle_place(plan, run_id(), out=out, runs=runs_folder())
     resolved = yaml.safe_dump(reading.resolved, sort_keys=False, allow_unicode=True)
     bundle = Bundle.create(folder.absolute(), plan, recipe=reading.text, resolved=resolved)

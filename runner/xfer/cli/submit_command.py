@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from xfer.cli.conventions import in_the_recipe, json_option, run_id
 from xfer.cli.jobs_command import cluster_options, warn, way_to
@@ -57,6 +58,8 @@ def command(
         raise UsageError("--output, --image and --namespace are the manifest's, and need --kuberay beside them")
     if as_manifest and (no_wait or as_json):
         raise UsageError("--kuberay submits nothing, so --no-wait and --json mean nothing beside it")
+    if as_manifest and (allow_http or click.get_current_context().get_parameter_source("address") is ParameterSource.COMMANDLINE):
+        raise UsageError("--kuberay speaks to no cluster, so --address and --allow-http mean nothing beside it")
     overrides += in_the_recipe(workers=workers, gpus_per_worker=gpus_per_worker, storage=storage)
     reading = read(recipe, overrides)
     if as_manifest:
@@ -146,6 +149,6 @@ def _write_manifest(text: str, output: Path | None) -> int:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--output: {output.absolute()} can't be written: {(error.strerror or str(error)).lower()}") from None
-    click.echo(f"submit it: kubectl apply -f {output}", err=True)
+    click.echo(f"submit it: kubectl apply --server-side -f {output}", err=True)
     click.echo(str(output.absolute()))
     return EXIT_DONE

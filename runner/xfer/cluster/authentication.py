@@ -88,6 +88,7 @@ def clean(address: str | None) -> str:
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # as it will be looked up; http.client lets what that raises through
     except ValueError:
         raise UsageError(f"--address {address}: no address of a dashboard such as {EXAMPLE}") from None
     if parts.username is not None or parts.password is not None:
@@ -118,30 +119,40 @@ def find_token(environment: Mapping[str, str]) -> Token | None:
     if mode == "disabled":
         return None
     if text := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(text, "RAY_AUTH_TOKEN")
+        return _token(text, "RAY_AUTH_TOKEN", "it")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     if named:
-        return Token(_read(Path(named).expanduser(), "RAY_AUTH_TOKEN_PATH"), "RAY_AUTH_TOKEN_PATH")
+        return _read(named, "RAY_AUTH_TOKEN_PATH")
     if mode != "token":
         return None
-    file = Path(DEFAULT_FILE).expanduser()
-    if not file.exists():
+    if not Path(DEFAULT_FILE).expanduser().exists():
         raise UsageError(
             "RAY_AUTH_MODE=token, but there is no token: "
             f"set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it, or put it into {DEFAULT_FILE}"
         )
-    return Token(_read(file, DEFAULT_FILE), DEFAULT_FILE)
+    return _read(DEFAULT_FILE, DEFAULT_FILE)
 
 
-def _read(file: Path, place: str) -> str:
+def _read(name: str, place: str) -> Token:
+    file = Path(name)
     try:
+        file = file.expanduser()
         text = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"{place}: the token can't be read from {file}: {reason}") from None
+    except RuntimeError:  # ~someone who has no account
+        raise UsageError(f"{place}: the token can't be read from {file}: there is no such home folder") from None
     if not text:
         raise UsageError(f"{place}: {file} is empty; it must hold the cluster's token")
-    return text
+    return _token(text, place, str(file))
+
+
+def _token(text: str, place: str, holder: str) -> Token:
+    """Raises UsageError for what no HTTP header takes: whatever is said of it below here would show the text."""
+    if not (text.isascii() and text.isprintable()):
+        raise UsageError(f"{place}: {holder} must hold the cluster's token and nothing else: one line of plain letters, digits and signs")
+    return Token(text, place)
 
 
 def reach(way: Access) -> str:

@@ -1,4 +1,4 @@
-"""A connection to Ray, quiet, and what the cluster has to have before a run is begun on it."""
+"""A connection to Ray, quiet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from xfer.cluster.seats import Node, words
 from xfer.errors import MissingExtraError, UsageError
-from xfer.plan.plan import ClusterPlan
 
 LISTENER = "ray_listen_error_messages"
 QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -94,33 +92,3 @@ def _logs() -> str:
 
     node = worker._global_node
     return str(node.get_logs_dir_path()) if node is not None else "the cluster's nodes, /tmp/ray/session_latest/logs"
-
-
-def share(nodes: Sequence[Node], cluster: ClusterPlan) -> tuple[float, float]:
-    """(CPUs, GPUs) that each worker is given: as many CPUs as all of the workers can have alike. Raises UsageError, with what is there
-    and what was asked, where the fewest workers that the recipe allows don't fit: Ray would wait for ever."""
-    fewest, most = cluster.workers
-    gpus = cluster.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
-    for workers in (most, fewest):
-        sizes = sorted({float(int(node.cpus // n)) for node in nodes for n in range(1, workers + 1) if node.cpus // n >= 1}, reverse=True)
-        for cpus in sizes:
-            if sum(room(node, cpus, gpus) for node in nodes) >= workers:
-                return cpus, gpus
-    there = ", ".join(f"{node.label} {words(node.cpus, node.gpus)}" for node in nodes) or "no node"
-    raise UsageError(
-        f"cluster.workers: {fewest} {'worker' if fewest == 1 else 'workers'} with {words(1, gpus)} each were asked for, "
-        f"and the cluster has: {there}",
-        hint="ask for fewer (cluster.workers, cluster.gpus_per_worker), or give the cluster more nodes",
-    )
-
-
-def room(node: Node, cpus: float, gpus: float) -> int:
-    """How many workers of that size a node holds.
-
-    >>> room(Node("1", "a", 8.0, 2.0), 2.0, 1.0), room(Node("1", "a", 8.0, 0.0), 3.0, 0.0)
-    (2, 2)
-    """
-    by_cpus = int(node.cpus // cpus)
-    return min(by_cpus, int(node.gpus / gpus + 1e-9)) if gpus else by_cpus

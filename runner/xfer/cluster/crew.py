@@ -55,6 +55,7 @@ class Crew:
         self.only, self.max_failures = only, max_failures
         self.members: list[Member] = []
         self.about: About | None = None  # what all must be like
+        self.only_on: set[str] | None = None  # nodes; None: all, those that come later too
         self._refused: set[str] = set()  # nodes of another device class
         self._lost_actors, self._lost_nodes = 0, set[str]()
         self._looked_at = self._had_members_at = time.monotonic() - LOOK_SECONDS
@@ -91,7 +92,7 @@ class Crew:
         if now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now
-        nodes = [node for node in live_nodes() if node.id not in self._refused]
+        nodes = [node for node in live_nodes() if node.id not in self._refused and (self.only_on is None or node.id in self.only_on)]
         taken = {(member.node.id, member.seat.index) for member in self.members}
         try:
             places = seats(nodes, actors=self.actors, cpus_per_actor=self.cpus, gpus_per_actor=self.gpus)

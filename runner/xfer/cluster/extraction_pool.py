@@ -18,7 +18,7 @@ from typing import Any
 
 from xfer.cluster.crew import Crew, Member
 from xfer.cluster.extractor import Assignment
-from xfer.cluster.node_plan import CACHE_VARIABLE, for_workers
+from xfer.cluster.node_plan import CACHE_VARIABLE
 from xfer.cluster.seats import Seat, live_nodes, seats
 from xfer.cluster.storage import Storage, require_shared
 from xfer.cluster.wanted import Wanted, wanted
@@ -92,7 +92,7 @@ class Pool:
     def __init__(self, plan: Plan, *, storage: Storage | None, reporter: Reporter, stop: Stop) -> None:
         self.storage, self.reporter, self.stop = storage, reporter, stop
         self.crew: Crew
-        self._plan = for_workers(plan).model_dump_json()
+        self._plan = plan.model_dump_json()
         self._mark: str | None = None
         self._contents = ""
         self._bad: dict[int, str] = {}  # rows that some store knows to have no value
@@ -108,7 +108,10 @@ class Pool:
 
     def __enter__(self) -> Pool:
         places = seats(live_nodes(), actors=None, cpus_per_actor=self.crew.cpus, gpus_per_actor=self.crew.gpus)
-        require_shared(self.storage, len({seat.node.id for seat in places}))
+        on = {seat.node.id for seat in places}
+        require_shared(self.storage, len(on))
+        if self.storage is None:
+            self.crew.only_on = on  # what a node that comes later computes would be seen by itself alone
         self._mark = self.storage.leave_mark() if self.storage else None
         try:
             self.crew.gather()

@@ -23,6 +23,7 @@ from xfer.plugins import nearest
 
 OVERRULES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # either would take the place of the address that the person gave
 QUIET = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
+NOT_LEFT_OUT = {"RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}  # a package holds what its job needs, in a folder called venv too
 STOP_SECONDS = 60  # a stopped run finishes its step and saves; Ray would kill it after 3
 STOPS_WITHIN = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 RECIPE, RUN, PREFLIGHT = "xfer.recipe", "xfer.name", "xfer.preflight"  # keys of a job's metadata
@@ -114,7 +115,7 @@ class Jobs:
             raise MissingExtraError(f"{error.name} is not installed", hint="pip install 'xfer-runner[cluster]'") from None
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with _speaking(self.address), _without(OVERRULES):
+        with _speaking(self.address), _environment(dict.fromkeys(OVERRULES)):
             self._client: Any = JobSubmissionClient(way.address, headers=way.headers)
 
     def submit(
@@ -127,7 +128,7 @@ class Jobs:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Upload `folder` and start a job in it; returns the job's id. Without cpus and gpus it runs on the head."""
-        with _speaking(self.address):
+        with _speaking(self.address), _environment(NOT_LEFT_OUT):
             return str(
                 self._client.submit_job(
                     entrypoint=entrypoint,
@@ -139,12 +140,13 @@ class Jobs:
             )
 
     def info(self, job: str) -> Job:
-        with _speaking(self.address):
-            try:
-                return _job(self._client.get_job_info(job))
-            except RuntimeError as error:
-                if "status code 404" not in str(error):
-                    raise
+        if job.strip("."):  # else it is the address of the list of all jobs
+            with _speaking(self.address):
+                try:
+                    return _job(self._client.get_job_info(job))
+                except RuntimeError as error:
+                    if "status code 404" not in str(error):
+                        raise
         known = [each.job for each in self.all()]
         guess = nearest(job, known)
         raise UsageError(
@@ -270,10 +272,13 @@ def _speaking(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """Environment variables put aside for a moment."""
-    aside = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables as they are to be for a moment; None: not set."""
+    aside = {name: os.environ.pop(name) for name in values if name in os.environ}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
     try:
         yield
     finally:
+        for name in values:
+            os.environ.pop(name, None)
         os.environ.update(aside)

@@ -11,19 +11,22 @@ import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from xfer.cluster.jobs import RECIPE, RUN, STOPS_WITHIN
 from xfer.cluster.pack import FILES, Package, gather
-from xfer.cluster.submission import Submission, command, is_url
+from xfer.cluster.storage import folder_of
+from xfer.cluster.submission import Submission, command
 from xfer.data.store_faults import size_text
 from xfer.errors import UsageError
 from xfer.recipe.loader import Reading
 
 RAY_VERSION = "2.60.0"  # that of constraints.txt, which the image is built with; tokens need 2.52
 CONFIG_BYTES = 1_000_000  # Kubernetes takes 1 MiB for a ConfigMap
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 MOUNT = "/opt/xfer/job"
 CLAIM = "xfer-storage"
 HEAD = {"cpu": "2", "memory": "8Gi"}
@@ -77,6 +80,8 @@ def manifest(
             "a RayJob's pods are deleted at its end, and the bundle with them, for cluster.storage is not set",
             hint=f"--storage /mnt/xfer mounts the volume claim '{CLAIM}' there; --storage s3://bucket/xfer needs no volume",
         )
+    if namespace is not None and not NAMESPACE.fullmatch(namespace):
+        raise UsageError(f"--namespace {namespace}: must be small letters, digits and '-', at most 63, with a letter or digit at both ends")
     name = job_name(sent.name, run_id)
     metadata = {"name": name, **({"namespace": namespace} if namespace else {}), "labels": LABELS}
     script = f"# What the job runs.\ncd {MOUNT}\n{command(sent.options(runs=PODS_RUNS, run_id=run_id), package.recipe, overrides)}\n"
@@ -86,13 +91,20 @@ def manifest(
     items = [{"key": "job.sh", "path": "job.sh"}, *({"key": key, "path": f"{FILES}/{file}"} for key, file in keys.items())]
     volumes: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": name, "items": items}}]
     mounts: list[dict[str, Any]] = [{"name": "job", "mountPath": MOUNT, "readOnly": True}]
-    if not is_url(sent.storage):
+    if (folder := folder_of(sent.storage)) is not None:
         volumes.append({"name": "storage", "persistentVolumeClaim": {"claimName": CLAIM}})
-        mounts.append({"name": "storage", "mountPath": sent.storage})
+        mounts.append({"name": "storage", "mountPath": _mount_path(folder)})
     pod = _Pod(image or f"xfer-runner:{version('xfer-runner')}", volumes, mounts)
     job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": _job(sent, package, pod)}
     documents = [yaml.dump(each, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=200) for each in (config, job)]
     return _header(sent, pod.image, name, namespace) + "---\n".join(documents)
+
+
+def _mount_path(folder: Path) -> str:
+    """Where the volume goes; raises UsageError for what Kubernetes, or the job's own volume, has no room for."""
+    if ":" in str(folder) or folder == Path("/") or folder.is_relative_to(MOUNT) or Path(MOUNT).is_relative_to(folder):
+        raise UsageError(f"cluster.storage: no volume can be mounted at {folder}: take a folder of its own, such as /mnt/xfer")
+    return str(folder)
 
 
 def job_name(name: str, run_id: str) -> str:
@@ -147,7 +159,7 @@ def _job(sent: Submission, package: Package, pod: _Pod) -> dict[str, Any]:
     cluster = {
         "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},
-        **({"enableInTreeAutoscaling": True} if most > fewest else {}),
+        **({"enableInTreeAutoscaling": True, "autoscalerOptions": {"securityContext": SECURITY}} if most > fewest else {}),
         # No worker of a run, and no job that asks for resources, is put beside the head's own processes.
         "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pod.template("ray-head", HEAD)},
         "workerGroupSpecs": [group],
@@ -185,12 +197,12 @@ def _header(sent: Submission, image: str, name: str, namespace: str | None) -> s
     where = f" --namespace {namespace}" if namespace else ""
     lines = [
         f"{sent.name} as a RayJob for KubeRay v1.7.0, written by xfer submit --kuberay.",
-        f"Submit it:  kubectl apply{where} -f THIS_FILE",
+        f"Submit it:  kubectl apply --server-side{where} -f THIS_FILE",
         f"Follow it:  kubectl logs{where} --follow --selector=job-name={name}",
-        f"Stop it:    kubectl delete rayjob{where} {name}",
+        f"Stop it:    kubectl delete rayjob,configmap{where} {name}",
         f"It needs the image {image}, and data and weights where the image's processes find them.",
     ]
-    if not is_url(sent.storage):
+    if sent.storage is not None and folder_of(sent.storage) is not None:
         lines.append(f"It needs a PersistentVolumeClaim '{CLAIM}' that all pods may mount (ReadWriteMany): the bundle goes there.")
     if sent.gpus_per_worker is None:
         lines.append("The recipe leaves gpus_per_worker open: one GPU a worker. For none, write --gpus-per-worker 0.")

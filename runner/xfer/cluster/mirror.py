@@ -3,12 +3,17 @@
 The files stand at the URL under their own names. `.mirror.json`, put last, lists those that make a whole: whoever fetches takes only
 them, so a push that was cut off leaves the folder as it was after the one before. Files that are gone here are removed there after the
 new list is in its place.
+
+One process after another goes on with a bundle, each in a folder of its node. The driver, which need not be on the node of the one that
+writes, has three files of its own, which it adds at the end: they neither go up nor come here with the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,9 @@ from xfer.errors import StoreError
 
 LIST = ".mirror.json"
 FORMAT = 1
+WORDS, FIGURES, REPORT = "ray.log", "cluster.json", "report.html"
+DRIVERS = (WORDS, FIGURES, REPORT)
+CHECKPOINT = re.compile(r"checkpoints/(\d+)")
 
 Seen = tuple[int, int, int]  # inode, bytes, modification time in ns
 
@@ -52,17 +60,31 @@ class Mirror:
         return len(changed)
 
     def fetch(self) -> bool:
-        """Brings the newest whole here, where it may replace files of the same names; False where there is none."""
+        """Brings the newest whole here, where it may replace files of the same names; False where there is none, or where what is here is
+        later: a push that was cut off, which goes up as a whole next time."""
         found = self._read_list()
-        if found is None:
+        if found is None or (self.folder.exists() and newest(self._look()[1]) > newest(found["folders"])):
             return False
         for name in ("", *found["folders"]):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        for name, n_bytes in found["files"].items():
+        files = {name: n_bytes for name, n_bytes in found["files"].items() if name not in DRIVERS}
+        for name, n_bytes in files.items():
             write_atomic(self.folder / name, partial(self._get, name, n_bytes))
         here, _ = self._look()
-        self._there = {name: here[name] for name in found["files"]}
+        self._there = {name: here[name] for name in files}
         return True
+
+    def add_drivers(self) -> None:
+        """The driver's own files, beside the newest whole; nothing where there is none."""
+        found = self._read_list()
+        if found is None:
+            return
+        sizes = {name: (self.folder / name).stat().st_size for name in DRIVERS if (self.folder / name).exists()}
+        for name in sizes:
+            self.storage.put(self.folder / name, name)
+        if not sizes.items() <= found["files"].items():
+            found["files"].update(sizes)
+            self.storage.write(LIST, (json.dumps(found, indent=1) + "\n").encode())
 
     def _get(self, name: str, n_bytes: int, path: Path) -> None:
         whole = self.storage.get(name, path)
@@ -94,10 +116,19 @@ class Mirror:
             place = Path(parent).relative_to(self.folder)
             folders += [(place / name).as_posix() for name in names]
             for name in inside:
-                if not name.startswith("."):
+                if not name.startswith(".") and (place / name).as_posix() not in DRIVERS:
                     status = (Path(parent) / name).stat()
                     files[(place / name).as_posix()] = (status.st_ino, status.st_size, status.st_mtime_ns)
         return files, folders
+
+
+def newest(folders: Iterable[str]) -> int:
+    """The number of the newest checkpoint; 0 where there is none.
+
+    >>> newest(["model", "checkpoints", "checkpoints/000002", "checkpoints/000011"])
+    11
+    """
+    return max((int(found[1]) for found in map(CHECKPOINT.fullmatch, folders) if found), default=0)
 
 
 def check_inside(names: list[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from xfer.compile.secrets import secret_of
+from xfer.compile.secrets import secret_of, strings
 from xfer.data.store_faults import size_text
 from xfer.errors import UsageError
 from xfer.recipe.document import parse
@@ -38,8 +38,8 @@ class Package:
 
 
 def gather(reading: Reading, *, forbidden: str | None = None) -> Package:
-    """The package of a recipe that was read. `forbidden` is a text, the cluster's token, that must not stand in it. A file that can't be
-    read is left out: the recipe's check has a fault for it.
+    """The package of a recipe that was read. `forbidden` is a text, the cluster's token, that must not stand in it, nor in what overrides
+    say: they travel in the job's command. A file that can't be read is left out: the recipe's check has a fault for it.
 
     Raises UsageError where it would be too large, or hold a secret.
     """
@@ -56,7 +56,10 @@ def gather(reading: Reading, *, forbidden: str | None = None) -> Package:
             hint="a job takes recipes and plugins along; data and weights belong on storage that the cluster reaches",
         )
     for name, file in named.items():
-        _refuse_secrets(name, file.read_bytes(), forbidden)
+        _refuse_secrets(name, file.read_bytes(), forbidden, what="files")
+    for path, text in strings(reading.data):
+        if reading.place(path).override is not None:
+            _refuse_secrets(f"{path} on the command line", text.encode(errors="surrogateescape"), forbidden, what="command")
     return package
 
 
@@ -110,7 +113,7 @@ def _within(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix()
 
 
-def _refuse_secrets(name: str, content: bytes, forbidden: str | None) -> None:
+def _refuse_secrets(name: str, content: bytes, forbidden: str | None, *, what: str) -> None:
     found = None
     if forbidden and forbidden.encode() in content:
         found = "the cluster's token"
@@ -122,6 +125,6 @@ def _refuse_secrets(name: str, content: bytes, forbidden: str | None) -> None:
         found = f"an address with a {kind}" if kind else None
     if found:
         raise UsageError(
-            f"{name} holds {found}, and a job's files can be read by whoever reaches the cluster",
+            f"{name} holds {found}, and a job's {what} can be read by whoever reaches the cluster",
             hint="take it out; on the cluster, libraries read their secrets from their own settings",
         )

@@ -14,19 +14,20 @@ from typing import Any
 
 from xfer.cluster.jobs import PREFLIGHT, Jobs
 from xfer.cluster.pack import Package, write
-from xfer.cluster.probe import MARK, XFER, versions
+from xfer.cluster.probe import MARK, NODE_SECONDS, XFER, versions
+from xfer.cluster.seats import room
 from xfer.errors import RecipeError, XferError
 
 SCRIPT = "xfer_probe.py"
 FRAMEWORKS = {"torch": ("torch", "torchvision", "timm"), "tensorflow": ("tensorflow", "keras")}
-LIMIT_SECONDS = 300.0
+LIMIT_SECONDS = 2.0 * NODE_SECONDS + 120  # the job's own node looks first, then all others at once; each may take that long
 RELATIVE = "data and weights don't travel with a job: name them by an absolute path that its nodes have, a URL, or pkg://package/file"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What a run asks of a cluster: `workers` are the fewest that will do, `is_spread` says that they run beside the job rather than in
-    it, `gpus_per_worker` is None where every worker takes one if there are any."""
+    it, `gpus_per_worker` is None where every worker takes one if there are any, and `startup_seconds` is what the cluster has to grow."""
 
     recipe: str
     overrides: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Wanted:
     gpus_per_worker: float | None = None
     storage: str | None = None
     backend: str | None = None
+    startup_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,16 +168,15 @@ def _xfer_differs(node: dict[str, Any], ours: str) -> str:
 def _resources(report: dict[str, Any], wanted: Wanted) -> tuple[list[str], list[str]]:
     """Whether the nodes hold the workers: what is there, and what was asked."""
     nodes, gpus = report["nodes"], _gpus(report["nodes"], wanted)
-    room = sum(_slots(node["total"], gpus) for node in nodes)
+    there_is = sum(_slots(node["total"], gpus) for node in nodes)
     now = sum(_slots(node["free"], gpus) for node in nodes)
     each = "1 CPU" + (f" and {gpus:g} GPU{'' if gpus <= 1 else 's'}" if gpus else "")
     asked = f"{wanted.workers} worker{'s' if wanted.workers > 1 else ''} of {each}"
     there = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} with {_sum(nodes, 'total')}"
-    if room < wanted.workers:
-        grown = report["grows_to"] or {"CPU": 0, "GPU": 0}
-        if grown["CPU"] >= wanted.workers and grown["GPU"] >= wanted.workers * gpus:
+    if there_is < wanted.workers:
+        if wanted.startup_seconds:
             return [], [f"cluster: {there} are up; it has to grow for {asked}"]
-        return [f"cluster: the run asks for {asked}, and there is room for {room}: {there}"], []
+        return [f"cluster: the run asks for {asked}, and there is room for {there_is}: {there}"], []
     if now < wanted.workers:
         return [], [f"cluster: the run waits for others to end: it asks for {asked}, and {_sum(nodes, 'free')} are free now"]
     return [], []
@@ -190,8 +191,7 @@ def _gpus(nodes: Sequence[dict[str, Any]], wanted: Wanted) -> float:
 
 def _slots(resources: dict[str, float], gpus: float) -> int:
     """Workers that a node with these resources holds: none straddles two nodes."""
-    slots = math.floor(resources["CPU"])
-    return min(slots, math.floor(resources["GPU"] / gpus + 1e-9)) if gpus else slots
+    return room(resources["CPU"], resources["GPU"], 1.0, gpus)
 
 
 def _sum(nodes: Sequence[dict[str, Any]], key: str) -> str:

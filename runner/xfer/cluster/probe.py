@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     folder = os.path.abspath(folder)  # Ray may go elsewhere when it connects
     with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
         request = json.load(file)
-    report: dict[str, Any] = {"nodes": [], "error": None, "grows_to": None}
+    report: dict[str, Any] = {"nodes": [], "error": None}
     report["runs"] = os.environ.get("XFER_RUNS") or os.path.join(os.path.expanduser("~"), "xfer", "runs")
     own = versions(request["packages"])
     try:
@@ -39,7 +39,6 @@ def main(folder: str) -> None:
         report.update(nodes=[own], error=" ".join(str(error).split()))
     else:
         report["nodes"] = look(ray, request, folder, own)
-        report["grows_to"] = most_resources(ray)
     print("\n" + MARK + json.dumps(report), flush=True)
 
 
@@ -131,17 +130,6 @@ def checked(request: dict[str, Any], folder: str, own: dict[str, Any], mark: str
     except (IndexError, ValueError):
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         return {"error": f"the check of the recipe failed: {last}"}
-
-
-def most_resources(ray: Any) -> dict[str, float] | None:
-    """What the cluster may grow to, where an autoscaler says so."""
-    from ray._private.state import state
-
-    try:
-        most = state.get_max_resources_from_cluster_config()
-    except (AttributeError, RuntimeError):
-        return None
-    return {name: float(most.get(name, 0)) for name in ("CPU", "GPU")} if most else None
 
 
 if __name__ == "__main__":

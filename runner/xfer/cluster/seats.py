@@ -74,12 +74,19 @@ def seats(nodes: Sequence[Node], *, actors: int | None, cpus_per_actor: float | 
 
 
 def capacity(node: Node, *, asked: float, alone: bool, gpus: float) -> int:
-    """How many processes a node holds."""
-    if node.cpus < asked:
-        return 0
-    if gpus > 0:
-        return min(int(node.gpus / gpus + 1e-9), int(node.cpus // asked))
-    return 1 if alone else int(node.cpus // asked)
+    """How many processes a node holds; one that computes on processors may be `alone` there."""
+    fitting = room(node.cpus, node.gpus, asked, gpus)
+    return min(fitting, 1) if alone and not gpus else fitting
+
+
+def room(node_cpus: float, node_gpus: float, cpus: float, gpus: float) -> int:
+    """How many processes of so many CPUs and GPUs a node holds.
+
+    >>> room(8.0, 2.0, 2.0, 1.0), room(8.0, 0.0, 3.0, 0.0), room(1.0, 0.3, 1.0, 0.1)
+    (2, 2, 1)
+    """
+    by_cpus = int(node_cpus // cpus)
+    return min(by_cpus, int(node_gpus / gpus + 1e-9)) if gpus else by_cpus
 
 
 def words(cpus: float, gpus: float) -> str:

@@ -1,8 +1,8 @@
 """A place that every node sees: a folder of a shared filesystem, or what lies behind a URL (s3://, gs://, …).
 
-Whatever is put there appears whole or not at all: in a folder it gets a temporary name first and is then renamed, and object stores
-put in one step. Names that start with a dot are nobody's content. Libraries that read URLs find credentials by themselves, in the
-environment or by the node's role; none stands in a message.
+Whatever is put there appears whole or not at all: where there are folders it gets a temporary name first and is then renamed, and
+object stores put in one step. Names that start with a dot are nobody's content. Libraries that read URLs find credentials by
+themselves, in the environment or by the node's role; none stands in a message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTING = "cluster.storage"
 FOLDER_SCHEMES = ("file", "local")
 READ_ONLY_SCHEMES = ("http", "https", "github", "git", "data", "zip", "tar", "pkg")
 ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")  # pyarrow reads and writes these by itself
-OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")  # there are no folders to make there
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")  # no folders to make; a put is one step
 LIBRARY_FAULTS = {  # what storage libraries raise beside OSError
     "aiohttp": ("ClientError",),
     "azure.core.exceptions": ("AzureError",),
@@ -201,11 +201,9 @@ def require_shared(storage: Storage | None, n_nodes: int) -> None:
 @functools.lru_cache(maxsize=16)
 def driver(location: str) -> Driver:
     """What reads and writes there; raises UsageError, and whatever a library raises while it connects."""
-    scheme = scheme_of(location)
-    if scheme is None:
-        return FolderDriver(Path(location))
-    if scheme in FOLDER_SCHEMES:
-        return FolderDriver(Path(unquote(urlsplit(location).path)))
+    if (folder := folder_of(location)) is not None:
+        return FolderDriver(folder)
+    scheme = scheme_of(location) or ""
     query = urlsplit(location).query
     try:
         if query and scheme in ARROW_SCHEMES:  # options such as endpoint_override are pyarrow's
@@ -285,6 +283,7 @@ class FilesystemDriver:
     def __init__(self, filesystem: Any, root: str, *, scheme: str) -> None:
         self.filesystem, self.root = filesystem, root.rstrip("/")
         self.has_folders = scheme not in OBJECT_STORES
+        self.is_memory = scheme == "memory"  # shows a file that is being copied, and its readers share one position: whole contents only
 
     def sizes(self, folder: str) -> dict[str, int]:
         path = self._path(folder)
@@ -301,16 +300,53 @@ class FilesystemDriver:
         return bytes(self.filesystem.cat_file(self._path(name), start=start or None))
 
     def get(self, name: str, file: Path) -> None:
-        self.filesystem.get_file(self._path(name), str(file))
+        if self.is_memory:
+            file.write_bytes(self.filesystem.cat_file(self._path(name)))
+        else:
+            self.filesystem.get_file(self._path(name), str(file))
 
     def put(self, name: str, content: Path | bytes) -> None:
         path = self._path(name)
-        if self.has_folders:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+        if not self.has_folders:
+            self._write(content, path)
+            return
+        parent = self.filesystem._parent(path)
+        temporary = f"{parent}/.{path.rpartition('/')[2]}.{secrets.token_hex(6)}{TEMPORARY}"
+        self.filesystem.makedirs(parent, exist_ok=True)
+        try:
+            self._write(content, temporary)
+            self._rename(temporary, path)
+        except BaseException:
+            with suppress(*faults()):  # the first fault is the one to tell
+                self.filesystem.rm_file(temporary)
+            raise
+
+    def _write(self, content: Path | bytes, path: str) -> None:
+        if self.is_memory and isinstance(content, Path):
+            content = content.read_bytes()
         if isinstance(content, bytes):
             self.filesystem.pipe_file(path, content)
         else:
             self.filesystem.put_file(str(content), path)
+
+    def _rename(self, old: str, new: str) -> None:
+        try:
+            self.filesystem.mv(old, new)
+        except OSError:
+            if not self.filesystem.exists(new):
+                raise
+            self._replace(old, new)
+
+    def _replace(self, old: str, new: str) -> None:
+        """Where nothing is renamed over a file, as on HDFS and SMB: a reader finds none for a moment, which is safe."""
+        aside = f"{old}.old"
+        self.filesystem.mv(new, aside)
+        try:
+            self.filesystem.mv(old, new)
+        except BaseException:
+            self.filesystem.mv(aside, new)
+            raise
+        self.filesystem.rm_file(aside)
 
     def delete(self, name: str) -> None:
         self.filesystem.rm_file(self._path(name))
@@ -327,6 +363,18 @@ def scheme_of(location: str) -> str | None:
     """
     scheme, separator, _ = location.partition("://")
     return scheme.lower() if separator and scheme else None
+
+
+def folder_of(location: str) -> Path | None:
+    """The folder that a location means, be it written as a URL; None for an object store.
+
+    >>> folder_of("file:///mnt/my%20xfer"), folder_of("s3://bucket/xfer")
+    (PosixPath('/mnt/my xfer'), None)
+    """
+    scheme = scheme_of(location)
+    if scheme is None:
+        return Path(location)
+    return Path(unquote(urlsplit(location).path)) if scheme in FOLDER_SCHEMES else None
 
 
 def faults() -> tuple[type[BaseException], ...]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from xfer import plugins
 from xfer.cluster.pack import FILES
 from xfer.cluster.preflight import Found, Wanted
-from xfer.cluster.storage import scheme_of
-from xfer.compile.cluster import gpus_per_worker, workers
+from xfer.cluster.storage import Storage, scheme_of
+from xfer.compile.cluster import gpus_per_worker, startup_seconds, workers
 from xfer.compile.compiler import Depth, check
 from xfer.compile.names import provider_and_name
 from xfer.compile.secrets import secret_of
@@ -34,6 +34,7 @@ class Submission:
     gpus_per_worker: float | None
     storage: str | None
     has_address: bool
+    startup_seconds: float = 0.0
 
     @property
     def is_spread(self) -> bool:
@@ -42,7 +43,8 @@ class Submission:
 
     def wanted(self, recipe: str, overrides: tuple[str, ...]) -> Wanted:
         """What the preflight looks for."""
-        return Wanted(recipe, overrides, self.workers[0], self.is_spread, self.gpus_per_worker, self.storage, self.backend)
+        asked = (self.workers[0], self.is_spread, self.gpus_per_worker, self.storage, self.backend, self.startup_seconds)
+        return Wanted(recipe, overrides, *asked)
 
     def options(self, *, runs: str, run_id: str) -> list[str]:
         """What `xfer run` gets beside recipe and overrides. A bundle lies in the storage where that is a folder, else in `runs`, a folder
@@ -58,7 +60,7 @@ def is_url(location: str | None) -> bool:
 
 def submission(reading: Reading) -> Submission:
     """What a recipe asks of a cluster. Raises RecipeError with all faults that can be told from here, UsageError for a storage that no
-    node can mean."""
+    node can mean, or to which nothing writes."""
     backend, depth = _look_from_here(reading)
     faults: tuple[Fault, ...] = reading.faults if depth is None else check(reading, depth=depth, data=False)
     if faults:
@@ -72,6 +74,7 @@ def submission(reading: Reading) -> Submission:
         gpus_per_worker=gpus_per_worker(recipe),
         storage=_storage(recipe.cluster.storage),
         has_address=recipe.cluster.address is not None,
+        startup_seconds=startup_seconds(recipe),
     )
 
 
@@ -125,4 +128,5 @@ def _storage(location: str | None) -> str | None:
             f"cluster.storage: the address holds a {kind}, and a job's command is printed and kept",
             hint="leave it out: storage libraries find credentials in the environment or in their own settings",
         )
+    Storage.of(location)
     return location
