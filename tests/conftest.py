@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import random
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -44,6 +47,23 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """Ports for programs that take some seconds to bind them: below those that systems give out by themselves, which others (each Ray
+    asks for dozens) may be given meanwhile."""
+
+    def find(count: int) -> list[int]:
+        found: set[int] = set()
+        while len(found) < count:
+            port = random.SystemRandom().randrange(12000, 20000)
+            with socket.socket() as tried, suppress(OSError):
+                tried.bind(("127.0.0.1", port))
+                found.add(port)
+        return sorted(found)
+
+    return find
 
 
 @pytest.fixture(autouse=True)

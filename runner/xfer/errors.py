@@ -11,6 +11,7 @@
     ├── FrozenChangedError         a tensor that had to stay frozen changed
     ├── DivergedError              the loss stopped being a number
     ├── DiskFullError              no room left for the cache or the bundle
+    ├── MemoryFullError            the device has not the memory that a computation asked for
     ├── StoreError                 the feature store can't be read or written
     └── InterruptedRun             exit 130: stopped by a signal, can be resumed
 
@@ -131,6 +132,10 @@ class DivergedError(XferError):
 
 class DiskFullError(XferError):
     """No room left for the cache or the bundle; whatever was complete is kept."""
+
+
+class MemoryFullError(XferError):
+    """The device has not the memory that a computation asked for."""
 
 
 class StoreError(XferError):

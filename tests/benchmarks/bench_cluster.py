@@ -19,14 +19,14 @@ IMPORTING = "import torch, torchvision, timm"
 FILL = """
 import sys
 from pathlib import Path
+from xfer.engine.from_anywhere import from_anywhere
 from xfer.cluster.connect import connected
 from xfer.cluster.extraction_pool import fill
-from xfer.cluster.node_plan import for_workers
 from xfer.compile.compiler import compile_plan
 from xfer.engine.reporter import Silent
 from xfer.recipe.loader import read
 chosen = (f"runtime.cache={sys.argv[2]}", "runtime.precision=float32", "runtime.device=cpu")
-plan = for_workers(compile_plan(read(Path(sys.argv[1]), chosen)))
+plan = from_anywhere(compile_plan(read(Path(sys.argv[1]), chosen)))
 small = plan.runtime.model_copy(update={"shard_rows": 32})  # some hundred images would be one shard, which is one worker's
 plan = plan.model_copy(update={"runtime": small})
 with connected(None, words=Path(sys.argv[2] + ".log")):

@@ -38,7 +38,7 @@ def cold_run(monkeypatch):
 
 def test_a_peak_of_memory_is_seen(process):
     """100 MB that are touched and given back again, in a child of the process that is watched."""
-    allocate = "import time; block = bytearray(b'x') * 100_000_000; time.sleep(0.4); del block; time.sleep(0.2)"
+    allocate = "import time; block = bytearray(b'x') * 100_000_000; time.sleep(2); del block; time.sleep(0.2)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {allocate!r}], check=True)"
     done = process.run([sys.executable, "-c", parent], watch_memory=True)
     if done.rss_anon_bytes is None:
@@ -47,7 +47,7 @@ def test_a_peak_of_memory_is_seen(process):
 
 
 def test_time_is_that_of_the_whole_process(process):
-    assert 0.5 < process.run([sys.executable, "-c", "import time; time.sleep(0.5)"]).seconds < 5
+    assert 0.5 < process.run([sys.executable, "-c", "import time; time.sleep(0.5)"]).seconds < 60
 
 
 def test_a_failed_process_is_not_timed(process):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from xfer.compile.compiler import check, compile_plan
 from xfer.errors import RecipeError
+from xfer.plan.plan import ClusterPlan
 from xfer.recipe.loader import read
 
 GOOD = """\
@@ -226,6 +227,9 @@ def test_a_spread_run_is_planned(place):
     cluster = compile_plan(read("r.yaml")).cluster
     assert cluster is not None
     assert (cluster.workers, cluster.storage, cluster.gpus_per_worker) == ((1, 4), str(place / "shared"), None)
+    assert cluster.startup_seconds == 0
+    (place / "r.yaml").write_text(GOOD.replace("runtime:", "cluster: {workers: 2, startup_timeout: 2min}\nruntime:"))
+    assert compile_plan(read("r.yaml")).cluster == ClusterPlan(workers=(2, 2), startup_seconds=120)
     (place / "r.yaml").write_text(GOOD)
     assert compile_plan(read("r.yaml")).cluster is None
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xfer.recipe.quantities import parse_bytes, parse_seconds
@@ -68,6 +68,7 @@ def test_what_is_no_duration(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
     for parse in (parse_bytes, parse_seconds):
@@ -78,6 +79,7 @@ def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
         assert quantity > 0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15))
 def test_whole_bytes_are_exact(n_bytes: int) -> None:
     assert parse_bytes(f"{n_bytes}B") == n_bytes

@@ -6,6 +6,7 @@ import os
 
 from xfer.compile.collector import Collector
 from xfer.plan.plan import ClusterPlan
+from xfer.recipe.quantities import parse_seconds
 from xfer.recipe.schema import Recipe
 
 
@@ -23,6 +24,7 @@ def plan_cluster(recipe: Recipe) -> ClusterPlan | None:
         address=cluster.address,
         storage=storage,
         max_failures=cluster.max_failures,
+        startup_seconds=startup_seconds(recipe),
     )
 
 
@@ -38,6 +40,12 @@ def gpus_per_worker(recipe: Recipe) -> float | None:
     if found != "auto":
         return float(found)
     return 0.0 if recipe.runtime.device == "cpu" else None
+
+
+def startup_seconds(recipe: Recipe) -> float:
+    """So long the cluster may take to grow; 0 where it has to have room at once."""
+    found = recipe.cluster.startup_timeout
+    return 0.0 if found is None else parse_seconds(found)
 
 
 def check_cluster(recipe: Recipe, *, backend: str | None, collector: Collector) -> None:

@@ -18,7 +18,19 @@ from xfer.compile.inputs import decide
 from xfer.compile.method_facts import place_cut, plan_method
 from xfer.compile.model_facts import ModelFacts
 from xfer.compile.names import Names, resolve
-from xfer.compile.phases import Context, Written, check_norm, check_schedule, check_until, lower_train, phase_plan, written_phases
+from xfer.compile.phases import (
+    Context,
+    Written,
+    as_far_as_the_head,
+    check_batch,
+    check_norm,
+    check_schedule,
+    check_until,
+    check_warmup,
+    lower_train,
+    phase_plan,
+    written_phases,
+)
 from xfer.compile.secrets import refuse
 from xfer.compile.source_facts import absent_weights, ask, choose_weights, preprocessing
 from xfer.errors import DataError, Fault, UsageError
@@ -90,12 +102,16 @@ def _compile(reading: Reading, collector: Collector, *, depth: Depth, data: bool
         written_phases(recipe, method=names.method_class, model=None, collector=collector)
         return None
     head = _head(recipe, facts.map, found, collector)
-    written = written_phases(recipe, method=names.method_class, model=facts.map, collector=collector)
-    trains = [(phase, lower_train(phase, facts.map, collector)) for phase in written]
+    below = as_far_as_the_head(facts.map, head)
+    written = written_phases(recipe, method=names.method_class, model=below, collector=collector)
+    trains = [(phase, lower_train(phase, below, collector)) for phase in written]
     for phase, train in trains:
-        check_until(phase, has_validation=found is None or "val" in found.counts, collector=collector)
-        check_norm(phase, train, collector)
+        has_validation = found is None or "val" in found.counts
+        check_until(phase, schedule=recipe.optimizer.schedule, has_validation=has_validation, collector=collector)
+        check_warmup(phase, warmup_epochs=recipe.optimizer.warmup_epochs, collector=collector)
+        check_norm(phase, train, facts.map, collector)
     method = plan_method(recipe, names, facts.map, head, collector)
+    check_batch(recipe, trains, facts.map, method, collector)
     check_cluster(recipe, backend=names.source.backend if names.source else None, collector=collector)
     check_schedule(trains, method=names.method_class, type_=recipe.transfer.type, collector=collector)
     weights_plan = weights.plan(facts, collector, look=data) if weights else None
@@ -155,6 +171,7 @@ def _plan(
             images=found.images,
             counts=found.counts,
             listing=found.listing,
+            notes=found.notes,
             val=target.splits.val,
             test=target.splits.test,
             split_seed=target.splits.seed,
@@ -221,7 +238,7 @@ def _runtime(reading: Reading, recipe: Recipe, backend_name: str, collector: Col
     if precision == "float16" and kind == "cpu":
         collector.add("runtime.precision", "float16 needs a GPU, and this runs on the CPU; use bfloat16, float32 or auto")
         return None
-    checkpoint = recipe.runtime.checkpoint
+    checkpoint, batch = recipe.runtime.checkpoint, recipe.runtime.extraction_batch
     return RuntimePlan(
         device=device.name,
         precision=precision,
@@ -229,5 +246,5 @@ def _runtime(reading: Reading, recipe: Recipe, backend_name: str, collector: Col
         cache_budget=parse_bytes(recipe.runtime.cache_budget),
         checkpoint=str(checkpoint),
         keep=recipe.runtime.keep,
-        extraction_batch=EXTRACTION_BATCH.get(kind, 32),
+        extraction_batch=EXTRACTION_BATCH.get(kind, 32) if batch == "auto" else batch,
     )

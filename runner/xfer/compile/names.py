@@ -9,11 +9,13 @@ from typing import Any, Literal
 from xfer import plugins
 from xfer.compile.collector import Collector
 from xfer.compile.options import bind
+from xfer.data.locations import local_path
 from xfer.errors import UsageError
 from xfer.plan.plan import SourcePlan
 from xfer.recipe.loader import Reading
 from xfer.recipe.schema import Recipe
-from xfer.sources.run import bundle_plugins, open_bundle_source
+from xfer.sources.model_paths import refuse_another
+from xfer.sources.run import bundle_plugins, model_before, open_bundle_source
 
 DEFAULT_METHOD = {"feature": "probe", "model": "finetune", "knowledge": "distill", "domain": "dann"}
 TARGET_KEYS = ("dataset", "splits", "image_size", "batch_size", "augment", "max_bad")
@@ -99,6 +101,7 @@ def _source(recipe: Recipe, names: Names, collector: Collector) -> None:
             names.local_sources = {**bundle_plugins(name), **names.local_sources}  # the recipe's own come last: they win
             for module, text in names.local_sources.items():
                 plugins.load_local(text, stem=plugins.stem(module))
+            refuse_another(names.bundle, model_before(name), bundle=local_path(name))
             name, target = names.bundle.name, names.bundle.target
         plugin = plugins.load(target)()
         if names.bundle is None and getattr(plugin, "named_by_path", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from xfer.data.canvas import canvas_side
 from xfer.errors import UsageError
 from xfer.plan.model_map import HEAD, ModelMap
 from xfer.plan.plan import AugmentPlan, HeadPlan, InputPlan, MethodPlan, OptimizerPlan, PhasePlan, UntilPlan
+from xfer.recipe.faults import in_a_phase
 from xfer.recipe.schema import Augment, Phase, Policy, Recipe
 
 POLICY = "freeze"  # the place of phases that a policy made
@@ -53,13 +55,32 @@ def written_phases(recipe: Recipe, *, method: Any, model: ModelMap | None, colle
     if not made:
         given = ", ".join(f"{name}: {value}" for name, value in options.items())
         collector.add("freeze", f"policy {freeze.policy} makes no phase" + (f" with {given}" if given else "") + ", so nothing would train")
-    try:
-        return [Written("freeze", Phase.model_validate(phase)) for phase in made]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        collector.add("freeze", f"policy {freeze.policy} made a phase that can't be: {where}: {first['msg']}")
-        return []
+    return _validated(made, policy=freeze.policy, options=options, collector=collector)
+
+
+def _validated(made: list[dict[str, Any]], *, policy: str, options: dict[str, Any], collector: Collector) -> list[Written]:
+    """A policy's phases; a fault of one is placed at the option that it comes from, if that is plain."""
+    written = []
+    for phase in made:
+        try:
+            written.append(Written(POLICY, Phase.model_validate(phase)))
+        except ValidationError as error:
+            key, words, value = in_a_phase(error, phase)
+            cause = [name for name, given in options.items() if given == value]
+            if len(cause) == 1:
+                collector.add(f"{POLICY}.{cause[0]}", words)
+            else:
+                collector.add(POLICY, f"policy {policy} made a phase that can't be: {key}: {words}")
+            return []
+    return written
+
+
+def as_far_as_the_head(model: ModelMap, head: HeadPlan) -> ModelMap:
+    """What phases may choose from: nothing behind the head's place is computed, so nothing there could train."""
+    n_groups = model.cut(head.at).groups_before
+    if n_groups == len(model.groups):
+        return model
+    return model.model_copy(update={"model": f"up to the head on {head.at}, {model.model}", "groups": model.groups[:n_groups]})
 
 
 def lower_train(written: Written, model: ModelMap, collector: Collector) -> tuple[str, ...]:
@@ -105,7 +126,7 @@ def optimizer_plan(recipe: Recipe, phase: Phase) -> OptimizerPlan:
     return OptimizerPlan(**fields)
 
 
-def check_norm(written: Written, train: tuple[str, ...], collector: Collector) -> None:
+def check_norm(written: Written, train: tuple[str, ...], model: ModelMap, collector: Collector) -> None:
     """Statistics can only be estimated anew where some train."""
     if not written.phase.reestimate_norm:
         return
@@ -114,16 +135,47 @@ def check_norm(written: Written, train: tuple[str, ...], collector: Collector) -
         collector.add(path, "has nothing to estimate beside 'norm: frozen', which leaves the statistics as they are; leave one out")
     elif train and set(train) == {HEAD}:
         collector.add(path, "has nothing to estimate where only the head trains; leave it out")
+    elif train and not with_statistics(model) & set(train):
+        collector.add(path, "has nothing to estimate: nothing that trains has batch normalisation; leave it out")
 
 
-def check_until(written: Written, *, has_validation: bool, collector: Collector) -> None:
-    """A stop rule needs a metric that a run knows before the test set is opened, and images to measure it on."""
+def check_batch(
+    recipe: Recipe, trains: list[tuple[Written, tuple[str, ...]]], model: ModelMap, method: MethodPlan, collector: Collector
+) -> None:
+    """torch refuses to normalise one position of one image, and elsewhere the variance would be that of a single image."""
+    if recipe.target.batch_size > 1:
+        return
+    for written, train in trains:
+        if learns_statistics(model, train, norm=written.phase.norm, rewritten=method.rewrites_statistics):
+            collector.add(
+                "target.batch_size",
+                f"batch normalisation learns in {written.path}, and a batch of one image has no variance to learn from; set it to 2 or "
+                "more, or norm: frozen for the phase",
+            )
+            return
+
+
+def check_warmup(written: Written, *, warmup_epochs: float, collector: Collector) -> None:
+    """A warm-up ends within its phase; `warmup_epochs` is the optimizer's own, for a phase that has none."""
+    phase = written.phase
+    warmup = warmup_epochs if phase.warmup_epochs is None else phase.warmup_epochs
+    epochs = phase.epochs if phase.until is None else phase.until.max_epochs
+    if epochs is not None and warmup > epochs:
+        path = "optimizer.warmup_epochs" if phase.warmup_epochs is None else written.at("warmup_epochs")
+        where = f"{written.path} has {epochs} epoch{'' if epochs == 1 else 's'}" if written.path != POLICY else f"a phase has {epochs}"
+        collector.add(path, f"a warm-up of {warmup:g} epochs would not end: {where}")
+
+
+def check_until(written: Written, *, schedule: str, has_validation: bool, collector: Collector) -> None:
+    """A stop rule needs a metric that a run knows before the test set is opened, and images to measure it on; so does `schedule:
+    plateau`, the optimizer's own (`schedule`) where the phase has none."""
     until = written.phase.until
-    plateau = written.phase.schedule == "plateau"
+    plateau = (written.phase.schedule or schedule) == "plateau"
     if until is not None and until.metric.startswith("score."):
         collector.add(f"{written.path}.until.metric", f"'{until.metric}' is a label-free score, and those are not available yet")
     if (until is not None or plateau) and not has_validation:
-        path = f"{written.path}.until" if until is not None else f"{written.path}.schedule"
+        at_schedule = "optimizer.schedule" if written.phase.schedule is None else written.at("schedule")
+        path = at_schedule if until is None else written.at("until")
         collector.add(path, "needs a validation split to watch, and there is none; set target.splits.val above 0")
 
 
@@ -228,6 +280,12 @@ def augment_plan(recipe: Recipe, place: InputPlan, context: Context) -> AugmentP
 def with_statistics(model: ModelMap) -> frozenset[str]:
     """Groups whose normalisation layers keep statistics."""
     return frozenset(g.name for g in model.groups if any(t.kind == "buffer" and t.name in g.norm for t in g.tensors))
+
+
+def learns_statistics(model: ModelMap, train: Collection[str], *, norm: str, rewritten: bool) -> bool:
+    """Whether batch normalisation somewhere learns from a phase's batches."""
+    keeping = with_statistics(model)
+    return bool(keeping) if rewritten else norm == "train" and bool(keeping & set(train))
 
 
 def split_tensors(

@@ -94,6 +94,14 @@ def validated(data: dict[str, Any], findings: Findings) -> Recipe | None:
     return None
 
 
+def in_a_phase(error: ValidationError, phase: dict[str, Any]) -> tuple[str, str, Any]:
+    """What is wrong first in a phase that no recipe wrote but a policy made: its key, the words, and the value."""
+    item, findings = error.errors(include_url=False)[0], Findings({})
+    keys = _located(item, phase)
+    _report(item, ("freeze", 0, *keys), {"freeze": [phase]}, findings)
+    return render(as_keys(keys)), findings.faults[0].message, item["input"]
+
+
 def _copied(value: Any) -> Any:
     """A copy whose empty sections are mappings: `runtime:` with all its keys commented out means the defaults."""
 

@@ -75,6 +75,11 @@ def interval(value: Any) -> Any:
     return value
 
 
+def duration(value: Any) -> Any:
+    parse_seconds(value)
+    return value
+
+
 def n_gpus(value: Any) -> Any:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
         raise ValueError(f"must be 'auto' or a number of at least 0, not {shown(value)}")

@@ -234,7 +234,8 @@ class Optimizer(Strict):
 
 
 class Runtime(Strict):
-    """How it is computed. `checkpoint` is a duration, or a number of steps."""
+    """How it is computed. `checkpoint` is a duration, or a number of steps; `extraction_batch` is how many images go through the frozen
+    part at once."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
@@ -242,6 +243,7 @@ class Runtime(Strict):
     cache_budget: Annotated[str | int, BeforeValidator(rules.size)] = "50GB"
     checkpoint: Annotated[str | int, BeforeValidator(rules.interval)] = "5min"
     keep: Positive = 2
+    extraction_batch: Literal["auto"] | Positive = "auto"
 
 
 class Workers(Strict):
@@ -258,13 +260,14 @@ class Workers(Strict):
 
 
 class Cluster(Strict):
-    """Only if the run is to be spread."""
+    """Only if the run is to be spread. For `startup_timeout` a run waits until a cluster that grows by itself has room for its workers."""
 
     workers: Annotated[Annotated[Positive, Tag(rules.SCALAR)] | Annotated[Workers, Tag(rules.MAPPING)], rules.MAPPING_OR_SCALAR] = 1
     gpus_per_worker: Annotated[Literal["auto"] | float, BeforeValidator(rules.n_gpus)] = "auto"
     address: Text | None = None
     storage: Text | None = None
     max_failures: Natural = 3
+    startup_timeout: Annotated[Text, BeforeValidator(rules.duration)] | None = None
 
 
 class Budget(Strict):
