@@ -10,7 +10,7 @@ from xfer.plan.model_map import Tensor
 from xfer.plan.plan import AugmentPlan, MethodPlan
 from xfer.report import bundle_files, setting
 
-ADDED = ("augmentation", "own groups", "looks at", "teacher", "averaged weights")
+ADDED = ("of the model", "of the data", "augmentation", "own groups", "looks at", "teacher", "averaged weights")
 
 
 def augment(**changes):
@@ -34,6 +34,12 @@ def facts_of(make_bundle):
 def with_phases(plan, *changes):
     phases = tuple(phase.model_copy(update=change) for phase, change in zip(plan.phases, changes, strict=True))
     return plan.model_copy(update={"phases": phases})
+
+
+def test_what_is_to_be_known_of_model_and_data_is_told(facts_of):
+    notes = {"model": {"note": "no graph"}, "data": {"notes": ("2 .gif left out", "1 folder left out")}}
+    facts = facts_of(lambda plan: plan.model_copy(update={key: getattr(plan, key).model_copy(update=note) for key, note in notes.items()}))
+    assert (facts["of the model"], facts["of the data"]) == ("no graph", "2 .gif left out; 1 folder left out")
 
 
 def test_what_is_not_used_is_not_told(facts_of):

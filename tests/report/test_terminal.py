@@ -121,6 +121,14 @@ def test_a_plan_says_what_the_dataset_leaves_out(make_plan):
     assert "of the data" not in printed(show_plan(plan), 120)
 
 
+def test_a_plan_says_what_is_to_be_known_of_the_model(make_plan):
+    plan = make_plan()
+    model = plan.model.model_copy(update={"note": "it has no classifying layer: its output is taken as the features"})
+    text = printed(show_plan(plan.model_copy(update={"model": model})), 120)
+    assert "of the model   it has no classifying layer: its output is taken as the features " in text
+    assert "of the model" not in printed(show_plan(plan), 120)
+
+
 def test_a_result_says_what_each_phase_did_to_the_source(make_bundle):
     result = json.loads((make_bundle() / "result.json").read_text())
     result["data"]["computed"] = 0

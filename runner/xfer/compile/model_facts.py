@@ -20,7 +20,7 @@ from xfer.errors import UsageError, WeightsError, XferError
 from xfer.plan.model_map import Frozen, ModelMap
 from xfer.plan.preprocess import Preprocess
 
-FACTS_FORMAT = 4  # rises when groups, stages or cuts are derived differently
+FACTS_FORMAT = 5  # rises when groups, stages, cuts or notes are derived differently
 
 
 class ModelFacts(Frozen):

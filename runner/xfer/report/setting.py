@@ -62,6 +62,7 @@ def facts(files: BundleFiles) -> list[tuple[str, str]]:
     shown = [
         ("source model", f"{plan.source.model} ({plan.model.library}), {library}"),
         ("source weights", "none: drawn at random from the seed" if weights.kind == "none" else weights.location),
+        ("of the model", plan.model.note or ""),
         ("target", f"{dataset_name(plan)}, {count(plan.data.images)} images, {count(len(plan.data.classes))} classes"),
         ("of the data", "; ".join(plan.data.notes)),
         ("image input", f"{resize}, {seen.interpolation}; channels {seen.channels}, mean {_list(seen.mean)}, deviation {_list(seen.std)}"),

@@ -106,6 +106,7 @@ def _facts(plan: Plan) -> Table:
         ("recipe", f"{plan.name}, seed {plan.seed}"),
         ("source", f"{plan.source.model} {library}"),
         ("weights", weights(plan.source.weights)),
+        ("of the model", plan.model.note or ""),
         ("images", f"{resized}, {preprocess.interpolation}, {preprocess.channels}, {preprocess.values}"),
         ("of the data", "; ".join(plan.data.notes)),
         ("transfer", f"{plan.method.type}, method {phase_words.method(plan.method)}"),

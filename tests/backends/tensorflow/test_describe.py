@@ -378,6 +378,24 @@ def test_variables_of_mixed_policies_are_float32(describe_own: Describe) -> None
     assert names(describe_own(keras.Model(inputs, layers.Conv2D(4, 3, name="last", dtype="mixed_float16")(x)), 16)) == ["stem", "last"]
 
 
+def test_penalties_and_constraints_of_layers_are_said_to_be_unheeded(describe_own: Describe) -> None:
+    """Those of the classifier go with it."""
+    unheeded = "regularizers or constraints, which are not applied: a recipe has optimizer.weight_decay"
+    block = keras.Sequential([layers.DepthwiseConv2D(3, depthwise_constraint="non_neg")], name="block")
+
+    def network(penalty: str | None, *inside: Any) -> Any:
+        x = inputs = keras.Input((16, 16, 3))
+        x = layers.Conv2D(4, 3, name="stem", kernel_regularizer=penalty)(x)
+        for layer in inside:
+            x = layer(x)
+        top = layers.Dense(5, name="fc", kernel_regularizer="l2", bias_constraint="non_neg")
+        return keras.Model(inputs, top(layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="last")(x))))
+
+    assert describe_own(network(None), 16).note is None
+    assert describe_own(network("l2"), 16).note == f"its layer 'stem' has {unheeded}"
+    assert describe_own(network("l2", block), 16).note == f"its layer 'stem' and 1 more have {unheeded}"
+
+
 def test_rows_that_are_no_images_make_no_cut(describe_own: Describe) -> None:
     """Windows in the batch's dimension: the symbolic shape doesn't tell them from images."""
     x = inputs = keras.Input((16, 16, 3))
@@ -409,6 +427,8 @@ def test_a_subclassed_model(describe_own: Describe, assert_covers: Any) -> None:
         "no graph, so the only cuts are pixels and pooled, and its output is taken as the features: "
         "it is a Subclassed, which has no graph of layers"
     )
+    network.fc.kernel_regularizer = keras.regularizers.L2(0.1)
+    assert (describe_own(network).note or "").startswith(f"{found.note}; its layer 'fc' has regularizers or constraints")
 
 
 def test_a_subclassed_model_that_cannot_take_the_images() -> None:

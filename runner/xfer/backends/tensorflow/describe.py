@@ -39,7 +39,8 @@ def _described(network: Any, *, model: str, library: str, input_size: int, image
         derived = derive(network, input_size=input_size, image_size=image_size)
     except Untraceable as why:
         return _untraced(network, str(why), model=model, library=library, input_size=input_size, image_size=image_size)
-    _refuse_other_types([tensor for group in derived.groups for tensor in group.tensors], model=model)
+    inside = [tensor for group in derived.groups for tensor in group.tensors]
+    _refuse_other_types(inside, model=model)
     cuts = [Cut(name=c.name, groups_before=c.groups_before, shape=c.row, layout=c.layout) for c in derived.cuts[1:-1]]
     end = derived.cuts[-1]
     return ModelMap(
@@ -51,7 +52,7 @@ def _described(network: Any, *, model: str, library: str, input_size: int, image
         groups=tuple(_group(g.name, g.stage, g.tensors) for g in derived.groups),
         cuts=(_pixels(image_size), *cuts, _pooled(end.groups_before, end.row)),
         classifier=tuple(map(_tensor, derived.classifier)),
-        note="; ".join(derived.notes) or None,
+        note="; ".join([*derived.notes, *_unheeded(inside)]) or None,
     )
 
 
@@ -63,6 +64,7 @@ def _untraced(network: Any, why: str, *, model: str, library: str, input_size: i
     found = children(network, model=model)
     sized = [Sized(name, sum(t.size for t in inside if t.kind == "parameter"), None, None) for name, inside in found.items()]
     named = stages(sized, input_size=input_size)
+    why_two = f"no graph, so the only cuts are {PIXELS} and {POOLED}, and its output is taken as the features: {why}"
     return ModelMap(
         model=model,
         backend="tensorflow",
@@ -72,7 +74,7 @@ def _untraced(network: Any, why: str, *, model: str, library: str, input_size: i
         groups=tuple(_group(name, stage, tuple(inside)) for (name, inside), stage in zip(found.items(), named, strict=True)),
         cuts=(_pixels(image_size), _pooled(len(found), row)),
         traced=False,
-        note=f"no graph, so the only cuts are {PIXELS} and {POOLED}, and its output is taken as the features: {why}",
+        note="; ".join([why_two, *_unheeded([tensor for inside in found.values() for tensor in inside])]),
     )
 
 
@@ -85,6 +87,20 @@ def _refuse_other_types(tensors: Sequence[NamedTensor], *, model: str) -> None:
             hint="save it as it was before model.quantize(), or made under keras.config.set_dtype_policy('float32') "
             "(the mixed policies have such variables too)",
         )
+
+
+def _unheeded(tensors: Sequence[NamedTensor]) -> list[str]:
+    """What is to be said where layers bring penalties or constraints of their own: methods and optimizers of a recipe know of none."""
+    owners = list({id(tensor.owner): tensor.owner for tensor in tensors if tensor.owner is not None}.values())
+    strict = [owner.name for owner in owners if any(map(_is_strict, owner._flatten_layers()))]
+    if not strict:
+        return []
+    who = f"its layer '{strict[0]}' has" if len(strict) == 1 else f"its layer '{strict[0]}' and {len(strict) - 1} more have"
+    return [f"{who} regularizers or constraints, which are not applied: a recipe has optimizer.weight_decay"]
+
+
+def _is_strict(layer: Any) -> bool:
+    return any(value is not None for name, value in vars(layer).items() if name.endswith(("_regularizer", "_constraint")))
 
 
 def _pixels(image_size: int) -> Cut:
