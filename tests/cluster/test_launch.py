@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -323,6 +324,34 @@ def test_storage_that_is_no_file_system(recipe, tmp_path, one_node):
     driver = tmp_path / "spread"
     for name in ("report.html", "cluster.json", "ray.log"):
         assert (there / name).read_bytes() == (driver / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_storage_that_is_out_of_reach_for_a_while(recipe, tmp_path, one_node, capsys):
+    """A file stands where the bucket was, for some seconds in the midst of training."""
+    file, storage = recipe(ON_TORCH), tmp_path / "bucket"
+    storage.mkdir()
+    result_of(file, tmp_path / "alone")
+
+    def interrupt() -> None:
+        while not list(storage.glob("runs/spread/*/checkpoints/[0-9]*")):
+            time.sleep(0.02)
+        storage.rename(tmp_path / "aside")
+        storage.write_text("")
+        time.sleep(4)
+        storage.unlink()
+        (tmp_path / "aside").rename(storage)
+
+    outage = threading.Thread(target=interrupt)
+    outage.start()
+    result_of(file, tmp_path / "spread", "--workers", "2", "--storage", storage.as_uri())
+    outage.join()
+    same(tmp_path / "alone", tmp_path / "spread")
+    (there,) = (storage / "runs" / "spread").iterdir()
+    assert (there / "result.json").read_bytes() == (tmp_path / "spread" / "result.json").read_bytes()
+    said = capsys.readouterr().err
+    assert "it is tried again for 300 s" in said
+    assert "can be reached again" in said
 
 
 @pytest.mark.slow

@@ -229,6 +229,20 @@ def together(stores: list[SharedStore], rows: np.ndarray = ALL, **options: Any) 
     return [results[number] for number in range(len(stores))]
 
 
+def lacking_at_first(store: SharedStore) -> list[int]:
+    """How many rows the store lacked when it was first asked, once it was: others may have brought some already."""
+    first, missing = list[int](), store.missing
+
+    def asked(rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        found = missing(rows)
+        if not first:
+            first.append(sum(len(part) for _, part in found))
+        return found
+
+    store.missing = asked  # type: ignore[method-assign]
+    return first
+
+
 def ranks(storage: Storage, tmp_path: Path, caches: tuple[str, ...], **options: Any) -> list[SharedStore]:
     size = len(caches)
     stores = [opener(storage, rank=rank, size=size, **options)(tmp_path / cache, SPEC) for rank, cache in enumerate(caches)]
@@ -241,11 +255,13 @@ def test_ranks_share_the_work(storage, local, tmp_path, caches):
     """On nodes of their own, or two on one: nothing twice, and every cache is whole in the end."""
     stores = ranks(storage, tmp_path, caches)
     heard: list[int] = []
+    lacked = [lacking_at_first(store) for store in stores]
     done = together(stores, progress=heard.append)
     assert sum(each.computed for each in done) == N_ROWS - len(BAD)
     assert min(each.computed for each in done) > 0
     assert all(each.complete and set(each.bad) == set(BAD) for each in done)
-    assert sum(heard) == N_ROWS * len(stores)
+    assert max(lacked) == [N_ROWS]
+    assert sum(heard) == sum(map(sum, lacked))
     for store in stores:
         assert files(store) == local
     assert shared(stores[0]) == shards(local)

@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from xfer.cluster import storage as module
+from xfer.cluster import storage_drivers as drivers
 from xfer.cluster.storage import Storage, require_shared
 from xfer.errors import DiskFullError, StoreError, UsageError
 
@@ -199,9 +201,75 @@ def test_another_place_under_the_same_name(tmp_path):
     assert os.listdir(tmp_path / "a") == []
 
 
+class Unsteady:
+    """A driver that fails so many times, in a way of its own, before each answer."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures, self.error, self.left, self.n_calls = failures, error, failures, 0
+
+    def read(self, name: str, start: int) -> bytes:
+        self.n_calls += 1
+        self.left -= 1
+        if self.left >= 0:
+            raise self.error
+        self.left = self.failures
+        return name.encode()
+
+    def put(self, name: str, content: Path | bytes) -> None:
+        self.read(name, 0)
+
+
+@pytest.fixture
+def unsteady(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Storage, Unsteady]]:
+    def make(failures: int, error: Exception, *, patience: float) -> tuple[Storage, Unsteady]:
+        made = Unsteady(failures, error)
+        monkeypatch.setattr(module, "driver", lambda location: made)
+        return Storage.of("s3://bucket/xfer").patient(patience), made
+
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.01)
+    return make
+
+
+def test_a_place_that_is_out_of_reach_for_a_while_is_tried_again(unsteady, caplog):
+    storage, driver = unsteady(3, ConnectionResetError(104, "Connection reset by peer"), patience=60)
+    storage.write("a", b"")
+    assert (storage.inside("b").read("c"), driver.n_calls) == (b"b/c", 8)
+    assert [record.getMessage() for record in caplog.records] == [
+        "cluster.storage: s3://bucket/xfer: a can't be written: Connection reset by peer; it is tried again for 60 s",
+        "cluster.storage: s3://bucket/xfer can be reached again",
+        "cluster.storage: s3://bucket/xfer/b: c can't be read: Connection reset by peer; it is tried again for 60 s",
+        "cluster.storage: s3://bucket/xfer/b can be reached again",
+    ]
+
+
+@pytest.mark.parametrize("patience", [0, 0.2])
+def test_patience_comes_to_an_end(unsteady, caplog, patience):
+    storage, driver = unsteady(1_000_000, ConnectionResetError(104, "Connection reset by peer"), patience=patience)
+    began = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        storage.write("a", b"")
+    assert caught.value.message == "cluster.storage: s3://bucket/xfer: a can't be written: Connection reset by peer"
+    assert (time.monotonic() - began >= patience, driver.n_calls > 2) == (True, patience > 0)
+    assert len(caplog.records) == (patience > 0)
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (FileNotFoundError(2, "The specified bucket does not exist"), StoreError),
+    (OSError(errno.ENOSPC, "No space left"), DiskFullError),
+    (ImportError("install s3fs"), StoreError),
+], ids=["absent", "full", "no library"])  # fmt: skip
+def test_what_no_patience_mends_is_told_at_once(unsteady, error, expected):
+    storage, driver = unsteady(5, error, patience=60)
+    with pytest.raises(expected):
+        storage.write("a", b"")
+    assert driver.n_calls == 1
+    if isinstance(error, FileNotFoundError):
+        assert storage.read("a") is None
+
+
 def test_what_cannot_be_read_back(monkeypatch):
     storage = Storage.of(f"memory://bucket-{uuid.uuid4().hex}")
-    monkeypatch.setattr(module.FilesystemDriver, "read", lambda self, name, start: b"something else")
+    monkeypatch.setattr(drivers.FilesystemDriver, "read", lambda self, name, start: b"something else")
     with pytest.raises(UsageError) as caught:
         storage.probe()
     assert caught.value.message == f"cluster.storage: {storage}: what was written there can't be read back"
@@ -225,7 +293,7 @@ def test_pyarrow_where_fsspec_has_no_driver(tmp_path):
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import LocalFileSystem
 
-    driver = module.FilesystemDriver(ArrowFSWrapper(LocalFileSystem()), str(tmp_path / "x"), scheme="hdfs")
+    driver = drivers.FilesystemDriver(ArrowFSWrapper(LocalFileSystem()), str(tmp_path / "x"), scheme="hdfs")
     assert driver.sizes("store") == {}
     driver.put("store/a", b"0123")
     driver.put("store/b", Path(__file__))
@@ -236,7 +304,7 @@ def test_pyarrow_where_fsspec_has_no_driver(tmp_path):
     driver.delete("store/a")
     with pytest.raises(FileNotFoundError):
         driver.read("store/a", 0)
-    assert set(module.ARROW_SCHEMES) <= {*fsspec.available_protocols(), "abfss"}
+    assert set(drivers.ARROW_SCHEMES) <= {*fsspec.available_protocols(), "abfss"}
 
 
 class Hesitant(LocalFileSystem):
@@ -267,7 +335,7 @@ class Hesitant(LocalFileSystem):
 
 def test_files_of_a_remote_filesystem_appear_whole(tmp_path):
     filesystem = Hesitant()
-    driver = module.FilesystemDriver(filesystem, str(tmp_path / "place"), scheme="sftp")
+    driver = drivers.FilesystemDriver(filesystem, str(tmp_path / "place"), scheme="sftp")
     (tmp_path / "content").write_bytes(b"012345")
     driver.put("store/a", tmp_path / "content")
     assert len(filesystem.seen) == 1

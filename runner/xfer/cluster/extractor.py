@@ -108,7 +108,7 @@ class Extractor:
         """Turns to a store, and puts into the shared place what only this node's cache has of it; returns what the store is. `bad`
         are rows that other stores know to have no value."""
         self.target.bad.update(bad)
-        self.rows = wanted.choose(self.target)
+        self.rows, storage = wanted.choose(self.target), self.assignment.storage
         self.inputs = Inputs(
             self.plan,
             wanted.place,
@@ -118,7 +118,7 @@ class Extractor:
             device=self.device,
             contents=contents,
             view=wanted.view(self.plan),
-            open_store=opener(self.assignment.storage, stop=self._is_stopped),
+            open_store=opener(storage and storage.patient(), stop=self._is_stopped),
         )
         self.inputs.threads = self.assignment.threads or self.inputs.threads
         if isinstance(self.store, SharedStore):

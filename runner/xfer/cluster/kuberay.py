@@ -18,7 +18,7 @@ import yaml
 
 from xfer.cluster.jobs import RECIPE, RUN, STOPS_WITHIN
 from xfer.cluster.pack import FILES, Package, gather
-from xfer.cluster.storage import folder_of
+from xfer.cluster.storage_drivers import folder_of
 from xfer.cluster.submission import Submission, command
 from xfer.data.store_faults import size_text
 from xfer.errors import UsageError

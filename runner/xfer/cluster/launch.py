@@ -101,6 +101,7 @@ class Launch:
         with suppress(StoreError, DiskFullError):  # what ended the run is what is told
             try:
                 if self._mirror is not None:
+                    self._mirror.storage = self._mirror.storage.patient(0)
                     self._mirror.fetch()
             except (StoreError, DiskFullError):
                 self._mirror = None  # what the workers put there is later than what is here
@@ -121,7 +122,7 @@ class Launch:
             mirror = Mirror(self.bundle.folder, self.mirrored)
             mirror.fetch()  # a run that is gone on with: its workers, elsewhere, came further than what is here
             mirror.push()
-            self._mirror = mirror
+            self._mirror, mirror.storage = mirror, self.mirrored.patient()
         filled = fill(
             self.plan,
             storage=self.storage,

@@ -7,60 +7,43 @@ themselves, in the environment or by the node's role; none stands in a message.
 
 from __future__ import annotations
 
-import functools
+import logging
 import os
 import secrets
-import shutil
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import TypeVar
 
 import fsspec
 
+from xfer.cluster.storage_drivers import ARROW_SCHEMES, FOLDER_SCHEMES, Driver, driver, faults, hidden, scheme_of
 from xfer.compile.secrets import secret_of
 from xfer.data.locations import shown
 from xfer.data.store_faults import NO_ROOM, free_bytes, size_text
-from xfer.data.store_folder import UNLOCKED_LEFTOVER_SECONDS
-from xfer.data.store_shard import TEMPORARY
 from xfer.errors import DiskFullError, StoreError, UsageError
 
 SETTING = "cluster.storage"
-FOLDER_SCHEMES = ("file", "local")
 READ_ONLY_SCHEMES = ("http", "https", "github", "git", "data", "zip", "tar", "pkg")
-ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "abfs", "abfss")  # pyarrow reads and writes these by itself
-OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory")  # no folders to make; a put is one step
-LIBRARY_FAULTS = {  # what storage libraries raise beside OSError
-    "aiohttp": ("ClientError",),
-    "azure.core.exceptions": ("AzureError",),
-    "botocore.exceptions": ("BotoCoreError", "ClientError"),
-    "gcsfs.retry": ("HttpError",),
-    "google.auth.exceptions": ("GoogleAuthError",),
-    "pyarrow": ("ArrowException",),
-}
 EVERYWHERE = "it must be a folder that every node sees and may write to, or a URL whose credentials every node has"
-
-
-class Driver(Protocol):
-    """Reads and writes files by their names below the place, parts separated by '/'."""
-
-    def sizes(self, folder: str) -> dict[str, int]: ...
-    def read(self, name: str, start: int) -> bytes: ...
-    def get(self, name: str, file: Path) -> None: ...
-    def put(self, name: str, content: Path | bytes) -> None: ...
-    def delete(self, name: str) -> None: ...
+PATIENCE_SECONDS = 300.0  # that a place which was reached before may be out of reach while a run waits
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
+LOGGER = logging.getLogger("xfer.cluster.storage")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """`location` is an absolute path or a URL, `folder` a place within it. Plain data: workers get it as it is."""
+    """`location` is an absolute path or a URL, `folder` a place within it. Plain data: workers get it as it is.
+
+    What fails is tried again for `patience` seconds: networks and services have bad minutes. None before a place was seen to be the right
+    one, where a fault is to be told at once."""
 
     location: str
     folder: str = ""
+    patience: float = field(default=0.0, compare=False)
 
     @classmethod
     def of(cls, location: str) -> Storage:
@@ -96,42 +79,39 @@ class Storage:
         place, mark, options = (shown(self.location) if self.is_url else self.location).partition("?")
         return (f"{place}/{self.folder}" if self.folder else place) + mark + options
 
+    def patient(self, seconds: float = PATIENCE_SECONDS) -> Storage:
+        return replace(self, patience=seconds)
+
     # files
 
     def sizes(self) -> dict[str, int]:
         """Files that lie directly here, with their bytes; none where the folder is not there."""
-        with self._reached("can't be listed"):
-            found = self._driver.sizes(self.folder)
+        found = self._tried("can't be listed", lambda driver: driver.sizes(self.folder)) or {}
         return {name: n_bytes for name, n_bytes in found.items() if not name.startswith(".")}
 
     def read(self, name: str, *, start: int = 0) -> bytes | None:
         """The content of a file from byte `start` on, or None where it is not there."""
-        with self._reached(f"{name} can't be read"):
-            with suppress(FileNotFoundError):
-                return self._driver.read(self._within(name), start)
-            return None
+        return self._tried(f"{name} can't be read", lambda driver: driver.read(self._within(name), start))
 
     def get(self, name: str, file: Path) -> bool:
         """Copies a file to the path `file`; False where it is not there."""
-        with self._reached(f"{name} can't be copied to {file}", file=file):
-            with suppress(FileNotFoundError):
-                self._driver.get(self._within(name), file)
-                return True
-            return False
+
+        def copy(driver: Driver) -> bool:
+            driver.get(self._within(name), file)
+            return True
+
+        return self._tried(f"{name} can't be copied to {file}", copy, file=file) or False
 
     def put(self, file: Path, name: str) -> None:
         """A copy of the path `file`, in the place of an older one."""
-        with self._reached(f"{name} can't be written"):
-            self._driver.put(self._within(name), file)
+        self._tried(f"{name} can't be written", lambda driver: driver.put(self._within(name), file), needs_it=True)
 
     def write(self, name: str, content: bytes) -> None:
-        with self._reached(f"{name} can't be written"):
-            self._driver.put(self._within(name), content)
+        self._tried(f"{name} can't be written", lambda driver: driver.put(self._within(name), content), needs_it=True)
 
     def delete(self, name: str) -> None:
         """Removes a file, if it is there."""
-        with self._reached(f"{name} can't be removed"), suppress(FileNotFoundError):
-            self._driver.delete(self._within(name))
+        self._tried(f"{name} can't be removed", lambda driver: driver.delete(self._within(name)))
 
     # before work begins
 
@@ -167,22 +147,38 @@ class Storage:
     def _within(self, name: str) -> str:
         return self.inside(name).folder
 
-    @property
-    def _driver(self) -> Driver:
-        return driver(self.location)
+    def _tried(self, what: str, call: Callable[[Driver], T], *, needs_it: bool = False, file: Path | None = None) -> T | None:
+        """What `call` gives, or None where a file is not there, unless it `needs_it`. Raises StoreError once patience is over, and
+        DiskFullError at once."""
+        until, pause, was_told = time.monotonic() + self.patience, FIRST_PAUSE_SECONDS, False
+        while True:
+            try:
+                found = call(driver(self.location))
+            except faults() as error:
+                is_absent = isinstance(error, FileNotFoundError)
+                if is_absent and not needs_it:
+                    return None
+                told, left = self._told(what, error, file), until - time.monotonic()
+                if isinstance(told, DiskFullError) or is_absent or isinstance(error, ImportError) or left <= 0:
+                    # Not `from error`: a library's own words may hold an address with a secret in it.
+                    raise told from None
+                if not was_told:
+                    LOGGER.warning("%s; it is tried again for %g s", told.message, self.patience)
+                was_told = True
+            else:
+                if was_told:
+                    LOGGER.warning("%s: %s can be reached again", SETTING, self)
+                return found
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    @contextmanager
-    def _reached(self, what: str, *, file: Path | None = None) -> Iterator[None]:
-        """Says `what` for faults of the place, and who is full where there is no room (`file`: this machine's disk, perhaps)."""
-        try:
-            yield
-        except faults() as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                room = f", {size_text(free_bytes(file))} are free on the disk of {file.parent}" if file else ""
-                raise DiskFullError(f"{SETTING}: {self}: {what}: no room left{room}", hint="make room, then start it again") from None
-            hint = "install it on every node" if isinstance(error, ImportError) else EVERYWHERE
-            # Not `from error`: a library's own words may hold an address with a secret in it.
-            raise StoreError(f"{SETTING}: {self}: {what}: {self._reason(error)}", hint=hint) from None
+    def _told(self, what: str, error: BaseException, file: Path | None) -> StoreError | DiskFullError:
+        """Says `what` failed, and who is full where there is no room (`file`: this machine's disk, perhaps)."""
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            room = f", {size_text(free_bytes(file))} are free on the disk of {file.parent}" if file else ""
+            return DiskFullError(f"{SETTING}: {self}: {what}: no room left{room}", hint="make room, then start it again")
+        hint = "install it on every node" if isinstance(error, ImportError) else EVERYWHERE
+        return StoreError(f"{SETTING}: {self}: {what}: {self._reason(error)}", hint=hint)
 
     def _reason(self, error: BaseException) -> str:
         text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
@@ -198,201 +194,3 @@ def require_shared(storage: Storage | None, n_nodes: int) -> None:
         )
 
 
-@functools.lru_cache(maxsize=16)
-def driver(location: str) -> Driver:
-    """What reads and writes there; raises UsageError, and whatever a library raises while it connects."""
-    if (folder := folder_of(location)) is not None:
-        return FolderDriver(folder)
-    scheme = scheme_of(location) or ""
-    query = urlsplit(location).query
-    try:
-        if query and scheme in ARROW_SCHEMES:  # options such as endpoint_override are pyarrow's
-            return _arrow(location)
-        return FilesystemDriver(*fsspec.core.url_to_fs(location), scheme=scheme)
-    except ImportError:
-        if scheme in ARROW_SCHEMES:
-            return _arrow(location)
-        raise
-
-
-def _arrow(location: str) -> FilesystemDriver:
-    from fsspec.implementations.arrow import ArrowFSWrapper
-    from pyarrow.fs import FileSystem
-
-    filesystem, root = FileSystem.from_uri(location)
-    return FilesystemDriver(ArrowFSWrapper(filesystem), root, scheme=scheme_of(location) or "")
-
-
-class FolderDriver:
-    """A folder of this machine or of a filesystem that is mounted here."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._swept: set[Path] = set()
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        found = {}
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.root / folder) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):  # replaced while we look
-                    if entry.is_file():
-                        found[entry.name] = entry.stat().st_size
-        return found
-
-    def read(self, name: str, start: int) -> bytes:
-        with (self.root / name).open("rb") as file:
-            file.seek(start)
-            return file.read()
-
-    def get(self, name: str, file: Path) -> None:
-        shutil.copyfile(self.root / name, file)
-
-    def put(self, name: str, content: Path | bytes) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep(path.parent)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
-        try:
-            if isinstance(content, bytes):
-                temporary.write_bytes(content)
-            else:
-                shutil.copyfile(content, temporary)
-            with temporary.open("rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def delete(self, name: str) -> None:
-        (self.root / name).unlink()
-
-    def _sweep(self, folder: Path) -> None:
-        """Removes what killed writers left, once for each folder."""
-        if folder in self._swept:
-            return
-        self._swept.add(folder)
-        for path in folder.glob(f".*{TEMPORARY}"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > UNLOCKED_LEFTOVER_SECONDS:
-                    path.unlink()
-
-
-class FilesystemDriver:
-    """An fsspec filesystem, of its own library or of pyarrow."""
-
-    def __init__(self, filesystem: Any, root: str, *, scheme: str) -> None:
-        self.filesystem, self.root = filesystem, root.rstrip("/")
-        self.has_folders = scheme not in OBJECT_STORES
-        self.is_memory = scheme == "memory"  # shows a file that is being copied, and its readers share one position: whole contents only
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        path = self._path(folder)
-        self.filesystem.invalidate_cache(path)  # other nodes write there
-        try:
-            entries = self.filesystem.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        files = [entry for entry in entries if entry["type"] == "file" and entry["name"].strip("/") != path.strip("/")]
-        return {entry["name"].rstrip("/").rpartition("/")[2]: int(entry["size"]) for entry in files}
-
-    def read(self, name: str, start: int) -> bytes:
-        self.filesystem.invalidate_cache(self.filesystem._parent(self._path(name)))
-        return bytes(self.filesystem.cat_file(self._path(name), start=start or None))
-
-    def get(self, name: str, file: Path) -> None:
-        if self.is_memory:
-            file.write_bytes(self.filesystem.cat_file(self._path(name)))
-        else:
-            self.filesystem.get_file(self._path(name), str(file))
-
-    def put(self, name: str, content: Path | bytes) -> None:
-        path = self._path(name)
-        if not self.has_folders:
-            self._write(content, path)
-            return
-        parent = self.filesystem._parent(path)
-        temporary = f"{parent}/.{path.rpartition('/')[2]}.{secrets.token_hex(6)}{TEMPORARY}"
-        self.filesystem.makedirs(parent, exist_ok=True)
-        try:
-            self._write(content, temporary)
-            self._rename(temporary, path)
-        except BaseException:
-            with suppress(*faults()):  # the first fault is the one to tell
-                self.filesystem.rm_file(temporary)
-            raise
-
-    def _write(self, content: Path | bytes, path: str) -> None:
-        if self.is_memory and isinstance(content, Path):
-            content = content.read_bytes()
-        if isinstance(content, bytes):
-            self.filesystem.pipe_file(path, content)
-        else:
-            self.filesystem.put_file(str(content), path)
-
-    def _rename(self, old: str, new: str) -> None:
-        try:
-            self.filesystem.mv(old, new)
-        except OSError:
-            if not self.filesystem.exists(new):
-                raise
-            self._replace(old, new)
-
-    def _replace(self, old: str, new: str) -> None:
-        """Where nothing is renamed over a file, as on HDFS and SMB: a reader finds none for a moment, which is safe."""
-        aside = f"{old}.old"
-        self.filesystem.mv(new, aside)
-        try:
-            self.filesystem.mv(old, new)
-        except BaseException:
-            self.filesystem.mv(aside, new)
-            raise
-        self.filesystem.rm_file(aside)
-
-    def delete(self, name: str) -> None:
-        self.filesystem.rm_file(self._path(name))
-
-    def _path(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else self.root
-
-
-def scheme_of(location: str) -> str | None:
-    """The part before '://' in small letters, or None for a path.
-
-    >>> scheme_of("S3://bucket/xfer"), scheme_of("/mnt/xfer")
-    ('s3', None)
-    """
-    scheme, separator, _ = location.partition("://")
-    return scheme.lower() if separator and scheme else None
-
-
-def folder_of(location: str) -> Path | None:
-    """The folder that a location means, be it written as a URL; None for an object store.
-
-    >>> folder_of("file:///mnt/my%20xfer"), folder_of("s3://bucket/xfer")
-    (PosixPath('/mnt/my xfer'), None)
-    """
-    scheme = scheme_of(location)
-    if scheme is None:
-        return Path(location)
-    return Path(unquote(urlsplit(location).path)) if scheme in FOLDER_SCHEMES else None
-
-
-def faults() -> tuple[type[BaseException], ...]:
-    """What reading and writing may raise: the operating system's errors, and those of the storage libraries that are loaded."""
-    found: list[type[BaseException]] = [OSError, ValueError, ImportError]
-    for module, names in LIBRARY_FAULTS.items():
-        loaded = sys.modules.get(module)
-        found += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
-    return tuple(found)
-
-
-def hidden(text: str, location: str) -> str:
-    """A library's words without what an address says beside its place.
-
-    >>> hidden("no such bucket: s3://b/x?endpoint_override=host", "s3://b/x?endpoint_override=host")
-    'no such bucket: s3://b/x?…'
-    """
-    parts = urlsplit(location)
-    for secret in (parts.query, parts.netloc.rpartition("@")[0]):
-        text = text.replace(secret, "…") if secret else text
-    return text

@@ -12,7 +12,8 @@ from pathlib import Path
 from xfer import plugins
 from xfer.cluster.pack import FILES
 from xfer.cluster.preflight import Found, Wanted
-from xfer.cluster.storage import Storage, scheme_of
+from xfer.cluster.storage import Storage
+from xfer.cluster.storage_drivers import scheme_of
 from xfer.compile.cluster import gpus_per_worker, startup_seconds, workers
 from xfer.compile.compiler import Depth, check
 from xfer.compile.names import provider_and_name

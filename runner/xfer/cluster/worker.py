@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def work(config: dict[str, Any]) -> None:
         return
     watch = Watch(desk, on_over=lambda: os._exit(1), grace=GRACE_SECONDS)
     reporter: Reporter = DeskReporter(desk) if rank == 0 else Silent()
+    told = Warnings(reporter)
     try:
         prepared(orders, rank, size, reporter=reporter, watch=watch).execute()
     except XferError as error:
@@ -73,6 +75,7 @@ def work(config: dict[str, Any]) -> None:
         if rank == 0:
             ray.get(desk.finish.remote())
     finally:
+        told.close()
         if isinstance(reporter, DeskReporter):
             reporter.flush()
         watch.close()
@@ -87,10 +90,10 @@ def prepared(orders: Orders, rank: int, size: int, *, reporter: Reporter, watch:
     def stop() -> bool:
         return watch.stopped
 
-    folder = Path(orders.bundle)
+    folder, storage = Path(orders.bundle), orders.storage and orders.storage.patient()
     bundle: Bundle = Follower(folder, plan)
     if rank == 0:
-        bundle = opened(folder, orders.mirrored)
+        bundle = opened(folder, orders.mirrored and orders.mirrored.patient())
         bundle.plan = plan
     return Run(
         bundle,
@@ -98,7 +101,7 @@ def prepared(orders: Orders, rank: int, size: int, *, reporter: Reporter, watch:
         stop=stop,
         team=team,
         backend=backend,
-        open_store=opener(orders.storage, rank=rank, size=size, stop=stop),
+        open_store=opener(storage, rank=rank, size=size, stop=stop),
         notice=Notices(),
         extracted=orders.extracted,
     )
@@ -112,6 +115,22 @@ def opened(folder: Path, mirrored: Storage | None) -> Bundle:
     mirror = Mirror(folder, mirrored)
     mirror.fetch()
     return MirroredBundle(folder, mirror)
+
+
+class Warnings(logging.Handler):
+    """Passes on what is logged about storage and features, until it is closed: the person is elsewhere."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+        logging.getLogger("xfer").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.warn(record.getMessage())
+
+    def close(self) -> None:
+        logging.getLogger("xfer").removeHandler(self)
+        super().close()
 
 
 class Notices:
