@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +33,9 @@ freeze:
 optimizer: {name: adamw, lr: 3e-2}
 runtime: {cache: %(cache)s, precision: float32, device: cpu}
 """
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_EC2_METADATA_DISABLED": "true"}
 ENVIRONMENT = {
+    **S3_ENVIRONMENT,
     "RAY_AUTH_MODE": "disabled",  # nothing is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -46,6 +50,30 @@ def ray_environment() -> Iterator[None]:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield
+
+
+class S3:
+    """A server of S3's protocol on this machine; what it holds outlasts `stop`. It must run in this process: that is where it keeps it."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def bucket(self, folder: str = "") -> str:
+        """The URL of a folder in a new bucket."""
+        name = f"bucket-{uuid.uuid4().hex}"
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/{name}", method="PUT")).close()
+        return f"s3://{name}{folder}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
 
 @dataclass
@@ -132,6 +160,20 @@ def in_ray() -> Callable[..., Any]:
 def start_nodes() -> Callable[..., Any]:
     """Starts a Ray of its own for a test that kills nodes."""
     return started
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[S3]:
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return _s3
 
 
 @pytest.fixture(scope="session")

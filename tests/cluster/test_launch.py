@@ -327,6 +327,20 @@ def test_storage_that_is_no_file_system(recipe, tmp_path, one_node):
 
 
 @pytest.mark.slow
+def test_storage_that_is_a_bucket(recipe, tmp_path, one_node, s3):
+    """A second run, of another node by its cache, finds all features there."""
+    file, storage = recipe(ON_TORCH), s3.bucket("/xfer")
+    result_of(file, tmp_path / "alone")
+    assert result_of(file, tmp_path / "spread", "--workers", "2", "--storage", storage)["data"]["computed"] > 0
+    assert result_of(file, tmp_path / "again", "--workers", "2", "--storage", storage)["data"]["computed"] == 0
+    for name in ("spread", "again"):
+        same(tmp_path / "alone", tmp_path / name)
+    there = Storage(**json.loads((tmp_path / "spread" / "mirrored.json").read_text()))
+    assert json.loads(there.read("result.json") or b"")["status"] == "finished"
+    assert {"report.html", "cluster.json", "ray.log", "predictions.parquet"} <= there.sizes().keys()
+
+
+@pytest.mark.slow
 def test_storage_that_is_out_of_reach_for_a_while(recipe, tmp_path, one_node, capsys):
     """A file stands where the bucket was, for some seconds in the midst of training."""
     file, storage = recipe(ON_TORCH), tmp_path / "bucket"

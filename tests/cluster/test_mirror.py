@@ -14,8 +14,10 @@ from xfer.cluster.storage import Storage
 from xfer.errors import StoreError
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return Storage.of(request.getfixturevalue("s3").bucket("/runs/1"))
     place = f"file://{tmp_path}/remote" if request.param == "file" else f"memory://bucket-{uuid.uuid4().hex}"
     return Storage.of(f"{place}/runs/1")
 

@@ -54,9 +54,11 @@ def listed_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_store, "LISTED_SECONDS", 0.02)
 
 
-@pytest.fixture(params=["path", "memory"])
+@pytest.fixture(params=["path", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A folder, and an object store (in memory)."""
+    """A folder, and object stores: in memory, and over a network."""
+    if request.param == "s3":
+        return Storage.of(request.getfixturevalue("s3").bucket("/xfer"))
     return Storage.of(str(tmp_path / "shared") if request.param == "path" else f"memory://bucket-{uuid.uuid4().hex}/xfer")
 
 
@@ -175,7 +177,7 @@ def test_a_shard_that_was_cut_off(node, storage, local, length, words):
     told: list[str] = []
     second = node("b", storage, warn=told.append)
     assert run(second).computed == SHARD_ROWS
-    assert told == [f"{second.shared}/00003.npy {words}; its rows are computed again"]
+    assert told == [f"{second.shared.inside('00003.npy')} {words}; its rows are computed again"]
     assert shared(second) == shards(local)
 
 

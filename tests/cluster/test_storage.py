@@ -7,16 +7,19 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
 import types
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
@@ -28,9 +31,11 @@ from xfer.errors import DiskFullError, StoreError, UsageError
 EVERYWHERE = "it must be a folder that every node sees and may write to, or a URL whose credentials every node has"
 
 
-@pytest.fixture(params=["path", "file://", "memory://"])
+@pytest.fixture(params=["path", "file://", "memory://", "s3://"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A folder, the same as a URL, and an object store (in memory)."""
+    """A folder, the same as a URL, and object stores: in memory, and over a network."""
+    if request.param == "s3://":
+        return Storage.of(request.getfixturevalue("s3").bucket("/xfer"))
     if request.param == "path":
         return Storage.of(str(tmp_path / "shared"))
     if request.param == "file://":
@@ -242,6 +247,44 @@ def test_a_place_that_is_out_of_reach_for_a_while_is_tried_again(unsteady, caplo
     ]
 
 
+def test_a_server_that_is_gone_for_a_while(s3, tmp_path):
+    storage = Storage.of(s3.bucket("/xfer"))
+    storage.probe()
+    content = secrets.token_bytes(12_000_000)  # goes up in parts
+    (tmp_path / "content").write_bytes(content)
+    s3.stop()
+    back = threading.Timer(1, s3.start)
+    back.start()
+    storage.patient(60).put(tmp_path / "content", "a/b")
+    back.join()
+    assert (storage.inside("a").sizes(), storage.read("a/b")) == ({"b": len(content)}, content)
+
+
+def test_a_bucket_that_is_not_there(s3):
+    location = s3.bucket("/xfer").replace("s3://", "s3://no-")
+    with pytest.raises(UsageError, match="The specified bucket does not exist"):
+        Storage.of(location).probe()
+
+
+def test_a_signal_amid_a_put_leaves_no_part_of_an_object(s3, tmp_path):
+    storage = Storage.of(s3.bucket("/xfer"))
+    (tmp_path / "content").write_bytes(secrets.token_bytes(24_000_000))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for number, seconds in enumerate(np.linspace(0.02, 0.2, 5)):
+            with suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                storage.put(tmp_path / "content", str(number))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert set(storage.sizes().values()) <= {24_000_000}
+
+
 @pytest.mark.parametrize("patience", [0, 0.2])
 def test_patience_comes_to_an_end(unsteady, caplog, patience):
     storage, driver = unsteady(1_000_000, ConnectionResetError(104, "Connection reset by peer"), patience=patience)
@@ -293,7 +336,7 @@ def test_pyarrow_where_fsspec_has_no_driver(tmp_path):
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import LocalFileSystem
 
-    driver = drivers.FilesystemDriver(ArrowFSWrapper(LocalFileSystem()), str(tmp_path / "x"), scheme="hdfs")
+    driver = drivers.ArrowDriver(ArrowFSWrapper(LocalFileSystem()), str(tmp_path / "x"), scheme="hdfs")
     assert driver.sizes("store") == {}
     driver.put("store/a", b"0123")
     driver.put("store/b", Path(__file__))

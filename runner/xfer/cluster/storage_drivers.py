@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ def _arrow(location: str) -> FilesystemDriver:
     from pyarrow.fs import FileSystem
 
     filesystem, root = FileSystem.from_uri(location)
-    return FilesystemDriver(ArrowFSWrapper(filesystem), root, scheme=scheme_of(location) or "")
+    return ArrowDriver(ArrowFSWrapper(filesystem), root, scheme=scheme_of(location) or "")
 
 
 class FolderDriver:
@@ -196,6 +197,22 @@ class FilesystemDriver:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
+
+
+class ArrowDriver(FilesystemDriver):
+    """A filesystem of pyarrow. It copies files itself: where Python writes to its streams, a signal that ends the writing leaves the first
+    part of the content as if it were all."""
+
+    def _write(self, content: Path | bytes, path: str) -> None:
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        with tempfile.TemporaryDirectory(prefix="xfer-put-") as folder:
+            if isinstance(content, bytes):
+                file = Path(folder, "content")
+                file.write_bytes(content)
+            else:
+                file = content
+            copy_files(str(file), path, source_filesystem=LocalFileSystem(), destination_filesystem=self.filesystem.fs)
 
 
 def scheme_of(location: str) -> str | None:
