@@ -31,9 +31,17 @@ runtime:
 PROVIDERS = "file, keras, run, savedmodel, timm, torchvision"
 
 
+@pytest.fixture(scope="module")
+def known_models(tmp_path_factory):
+    """What is known of models is found out once for all tests: a process that imports a framework takes seconds."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, known_models, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(known_models)
     generator = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)

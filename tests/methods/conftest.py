@@ -24,6 +24,7 @@ from xfer.compile.compiler import compile_plan
 from xfer.engine.bundle import Bundle
 from xfer.engine.reporter import Silent
 from xfer.engine.runner import Run
+from xfer.errors import Fault, RecipeError
 from xfer.plan.plan import Plan
 from xfer.recipe.loader import read
 
@@ -131,6 +132,12 @@ class Mine:
         running = self.start(*arguments)
         _, err = running.communicate(timeout=300)
         assert running.returncode == 0, err
+
+    def faults(self, file: Path) -> tuple[Fault, ...]:
+        """Of a recipe that is refused; found in this process, which has its framework already."""
+        with pytest.raises(RecipeError) as refused:
+            compile_plan(read(file))
+        return refused.value.faults
 
     def kill_after(self, lines: int, *arguments: str, out: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """`xfer`, killed once so many records are in the bundle's metrics; state and progress of its newest checkpoint."""
