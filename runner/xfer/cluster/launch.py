@@ -194,13 +194,12 @@ class Launch:
             return False
         if ray.get(desk.state.remote())[0]:
             return True
-        go_on = f"xfer run --resume {self.bundle.folder}"
         if self.stop():
-            raise InterruptedRun("stopped while it waited for nodes in place of lost ones", hint=f"go on with: {go_on}")
+            raise InterruptedRun("stopped while it waited for nodes in place of lost ones")
         if not lacked:
             self.reporter.warn(
                 f"nodes were lost, and the others have room for {now} of {fewest} workers with {words(cpus, gpus)} each: the run waits for "
-                f"more; or stop it, and share out anew what is left: {go_on}"
+                f"more; or stop it, and share out anew what is left: xfer run --resume {self.bundle.folder}"
             )
         return False
 

@@ -206,13 +206,13 @@ class ArrowDriver(FilesystemDriver):
     def _write(self, content: Path | bytes, path: str) -> None:
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        with tempfile.TemporaryDirectory(prefix="xfer-put-") as folder:
-            if isinstance(content, bytes):
-                file = Path(folder, "content")
-                file.write_bytes(content)
-            else:
-                file = content
-            copy_files(str(file), path, source_filesystem=LocalFileSystem(), destination_filesystem=self.filesystem.fs)
+        if isinstance(content, bytes):
+            with tempfile.NamedTemporaryFile(prefix="xfer-put-") as file:
+                file.write(content)
+                file.flush()
+                self._write(Path(file.name), path)
+        else:
+            copy_files(str(content), path, source_filesystem=LocalFileSystem(), destination_filesystem=self.filesystem.fs)
 
 
 def scheme_of(location: str) -> str | None:

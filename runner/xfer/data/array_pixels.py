@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xfer.data.decode import NEARLY_BLACK
 from xfer.errors import DataError
 
 CHUNK = 1 << 24  # numbers looked at together
-NEARLY_BLACK = 16  # of 255
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ DECODING = 2  # part of the feature store's key: raise it when the same content 
 MAX_PIXELS = 2**31 // 12  # twice Pillow's own limit for a warning: half a gigabyte of RGB
 # A step that enlarges beyond this many pixels before it crops (a 1 x 10,000 px strip) resizes the crop's part only.
 MAX_RESIZED_PIXELS = 2**26
-NEARLY_BLACK = 16  # of 255: the brightest that 12-bit numbers get which are taken for 16-bit ones
+NEARLY_BLACK = 16  # of 255: the brightest that 12-bit numbers get which are taken for 16-bit ones; so for arrays of numbers
 
 # Formats by content, whatever the ending says (training sets are full of PNG files called .jpg). None runs a program.
 _PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, TiffImagePlugin, PpmImagePlugin, GifImagePlugin)
